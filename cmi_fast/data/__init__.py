@@ -1,0 +1,8 @@
+"""Logs of plays: read, split by day, counted."""
+
+from cmi_fast.data.histories import Histories
+from cmi_fast.data.interactions import Interactions
+from cmi_fast.data.split import DaySplit
+from cmi_fast.data.statistics import Statistics, statistics
+
+__all__ = ["DaySplit", "Histories", "Interactions", "Statistics", "statistics"]

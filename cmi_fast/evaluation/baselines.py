@@ -1,0 +1,150 @@
+"""Popularity and ItemKNN: the lines that every model is read against.
+
+All are fitted on the training days and rank under the policy of :mod:`cmi_fast.evaluation.task`.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from implicit.nearest_neighbours import CosineRecommender
+from implicit.utils import ParameterWarning
+from numpy.typing import NDArray
+from scipy.sparse import csr_matrix
+
+from cmi_fast.data.histories import Histories
+from cmi_fast.data.split import DaySplit
+from cmi_fast.evaluation.metrics import CUTOFFS
+from cmi_fast.evaluation.task import EvaluationTask, popularity_order
+from cmi_fast.retrieval.largest import largest
+
+LIST_LENGTH = max(CUTOFFS)
+NEIGHBOURS = (50, 100, 200, 500)
+# Pairs of items that share a user, over all users: beyond this, all neighbours take gigabytes and minutes.
+MOST_PAIRS = 100_000_000
+SCORE_BLOCK = 4_000_000  # scores held at a time: 32 MB in float64
+
+
+@dataclass(frozen=True)
+class Popularity:
+    """Every user gets the same order of items [P], without the items of the own history."""
+
+    order: NDArray[np.int64]
+
+    def rank(self, task: EvaluationTask) -> NDArray[np.int64]:
+        """Item rows [E, 50], best first, -1 where a list has ended."""
+        longest = int(task.history.lengths.max(initial=0))
+        within_reach = self.order[: LIST_LENGTH + longest]
+        falling = np.arange(len(within_reach), 0, -1.0)
+        return _rank(task, within_reach, lambda users: np.tile(falling, (len(users), 1)))
+
+
+@dataclass(frozen=True)
+class ItemKNN:
+    """Item-based nearest neighbours: an item's score is the sum of its similarities with the distinct items
+    of the history (Deshpande and Karypis, TOIS 2004).
+
+    similarity [V, V]: row i holds the neighbours of item i. Ties, and so the items without any score, are
+    in order of recent popularity.
+    """
+
+    similarity: csr_matrix
+    neighbours: int | None  # None: all
+
+    def rank(self, task: EvaluationTask) -> NDArray[np.int64]:
+        """Item rows [E, 50], best first, -1 where a list has ended."""
+        history = binary_matrix(task.history, len(task.catalogue))
+        similarity = self.similarity[:, task.popular]
+        return _rank(task, task.popular, lambda users: (history[users] @ similarity).toarray())
+
+    @classmethod
+    def fit(cls, split: DaySplit, valid: EvaluationTask) -> ItemKNN:
+        """Cosine similarity on the training plays, with the number of neighbours (50, 100, 200, 500, or all
+        of them where that is affordable) of best Recall@50 on ``valid``; the fewer where equal.
+
+        The matrix is binary: a repeated play says little more about taste than the first, and would give
+        heavy replayers the say over similarities.
+        """
+        plays = binary_matrix(split.train, split.num_items)
+        counts: list[int | None] = list(NEIGHBOURS)
+        if (np.diff(plays.indptr).astype(np.int64) ** 2).sum() <= MOST_PAIRS:
+            counts.append(None)
+        # A generator: one similarity matrix at a time, beside the best.
+        candidates = (cls(cosine_similarity(plays, count), count) for count in counts)
+        # max() returns the first of equals.
+        return max(candidates, key=lambda model: valid.evaluate(model.rank(valid))[f"recall@{LIST_LENGTH}"])
+
+
+def evaluate_baselines(
+    split: DaySplit, valid: EvaluationTask, test: EvaluationTask
+) -> dict[str, dict[str, Any]]:
+    """``{"item_knn": {"valid": metrics, "test": metrics, "neighbours": K or "all"}, "popularity": {...},
+    "recent_popularity": {...}}`` with the metrics of :func:`ranking_metrics`."""
+    item_knn = ItemKNN.fit(split, valid)
+    models: dict[str, Popularity | ItemKNN] = {
+        "item_knn": item_knn,
+        "popularity": Popularity(popularity_order(split)),
+        "recent_popularity": Popularity(valid.popular),
+    }
+    results: dict[str, dict[str, Any]] = {
+        name: {task.name: task.evaluate(model.rank(task)) for task in (valid, test)}
+        for name, model in models.items()
+    }
+    results["item_knn"]["neighbours"] = item_knn.neighbours or "all"
+    return results
+
+
+def binary_matrix(histories: Histories, num_items: int) -> csr_matrix:
+    """[U, V] float64 with a one for each item of a user's list."""
+    shape = (len(histories), num_items)
+    # Copies: summing the repeats sorts in place what may be shared with the caller.
+    entries = (np.ones(len(histories.items)), histories.items.copy(), histories.offsets.copy())
+    matrix = csr_matrix(entries, shape=shape)
+    matrix.sum_duplicates()
+    matrix.data[:] = 1.0
+    return matrix
+
+
+def cosine_similarity(plays: csr_matrix, neighbours: int | None) -> csr_matrix:
+    """Cosine similarities [V, V] of the columns of the binary ``plays`` [U, V]: in row i those of item i with
+    its nearest ``neighbours``, itself among them, by ``implicit``; None: with all items, by one product."""
+    if neighbours is None:  # implicit would allocate a dense V x V for them
+        norms = np.sqrt(np.bincount(plays.indices, minlength=plays.shape[1]))
+        unit = plays.copy()
+        unit.data /= norms[plays.indices]
+        return csr_matrix(unit.T @ unit)
+    model = CosineRecommender(K=neighbours)
+    with warnings.catch_warnings():
+        # implicit converts the matrix that it normalised itself, and warns of that.
+        warnings.simplefilter("ignore", ParameterWarning)
+        model.fit(plays, show_progress=False)
+    return model.similarity
+
+
+def _rank(
+    task: EvaluationTask,
+    order: NDArray[np.int64],
+    score: Callable[[NDArray[np.int64]], NDArray[np.float64]],
+) -> NDArray[np.int64]:
+    """The first 50 unseen items [E, 50] by falling score, ties in ``order`` [P]; -1 where a list has ended.
+
+    ``score`` gives the scores [n, P] of the items in ``order`` for users 0 <= u < E of the task.
+    """
+    place = np.full(len(task.catalogue), -1)
+    place[order] = np.arange(len(order))
+    ranked = np.full((len(task.users), LIST_LENGTH), -1)
+    block = max(1, SCORE_BLOCK // max(1, len(order)))
+    for first in range(0, len(ranked), block):
+        users = np.arange(first, min(first + block, len(ranked)))
+        scores = score(users)
+        seen = task.history.select(users)
+        known = place[seen.items] >= 0
+        scores[seen.users[known], place[seen.items[known]]] = -np.inf
+        values, columns = (found.numpy() for found in largest(torch.from_numpy(scores), LIST_LENGTH))
+        ranked[users, : columns.shape[1]] = np.where(values > -np.inf, order[columns], -1)
+    return ranked

@@ -1,0 +1,58 @@
+"""Recall@K and HitRate@K of ranked lists."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cmi_fast.data.histories import Histories
+
+CUTOFFS = (10, 20, 50)
+
+
+def ranking_metrics(
+    ranked: NDArray[np.integer], targets: Histories, cutoffs: Sequence[int] = CUTOFFS
+) -> dict[str, float]:
+    """``{"recall@10": ..., "hitrate@10": ..., ...}``, each a mean over the E users, in [0, 1].
+
+    Recall@K is the share of a user's targets among the first K of the list, HitRate@K whether any is.
+    A target that no list can hold (a cold item, an item seen before) is a miss like any other.
+
+    Args:
+        ranked: [E, n] item rows, best first, distinct within a list; -1 where a list has ended.
+        targets: E lists of distinct item rows, none of them empty.
+        cutoffs: the values of K, each from 1 to n.
+
+    Raises:
+        ValueError: an argument of wrong shape or range, a repeated item, a user without targets.
+    """
+    _check(ranked, targets, cutoffs)
+    num_items = int(max(ranked.max(initial=0), targets.items.max(initial=0))) + 1
+    users = np.arange(len(ranked))[:, None]
+    target_pairs = targets.users * num_items + targets.items
+    hits = np.isin(users * num_items + ranked, target_pairs) & (ranked >= 0)
+    found = hits.cumsum(axis=1)
+    metrics = {}
+    for cutoff in cutoffs:
+        at_cutoff = found[:, cutoff - 1]
+        metrics[f"recall@{cutoff}"] = float(np.mean(at_cutoff / targets.lengths))
+        metrics[f"hitrate@{cutoff}"] = float(np.mean(at_cutoff > 0))
+    return metrics
+
+
+def _check(ranked: NDArray[np.integer], targets: Histories, cutoffs: Sequence[int]) -> None:
+    if ranked.ndim != 2 or len(ranked) != len(targets) or len(ranked) == 0:
+        raise ValueError(
+            f"ranked must have shape [E, n] with E = {len(targets)} >= 1, the number of lists in targets, "
+            f"got {list(ranked.shape)}"
+        )
+    if not all(1 <= cutoff <= ranked.shape[1] for cutoff in cutoffs):
+        raise ValueError(f"cutoffs must lie in 1 to {ranked.shape[1]}, the length of ranked, got {cutoffs}")
+    if (targets.lengths == 0).any():
+        raise ValueError(f"targets must hold an item a user, user {np.argmin(targets.lengths)} has none")
+    in_order = np.sort(ranked, axis=1)
+    repeated = ((in_order[:, 1:] == in_order[:, :-1]) & (in_order[:, 1:] >= 0)).any(axis=1)
+    if repeated.any():
+        raise ValueError(f"ranked must hold distinct items a user, user {np.argmax(repeated)} repeats one")

@@ -1,0 +1,72 @@
+"""Which implementation runs, and what every compiled operator needs to be a torch operator."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cmi_fast import _native
+
+BACKENDS = ("auto", "reference", "cpu", "triton", "cuda")
+
+
+def choose_backend(
+    backend: str, operator: str, tensor: Tensor, *, cpu: Sequence[torch.dtype] = (), unsupported: str | None = None
+) -> str:
+    """The implementation to call: "reference" or "cpu".
+
+    Args:
+        backend: the caller's wish. ``"auto"`` takes the fastest that can run; any other never falls back.
+        operator: public name, for the message.
+        tensor: an argument whose device and dtype decide.
+        cpu: dtypes of the compiled CPU kernel; empty where there is none.
+        unsupported: what in this call the compiled kernel cannot do, or None.
+
+    Raises:
+        ValueError: the name is unknown, or an explicit backend cannot run this call; the message says why.
+    """
+    if backend not in BACKENDS:
+        raise ValueError(f"backend: expected one of {', '.join(BACKENDS)}, found {backend!r}")
+    if backend == "reference":
+        return backend
+    if backend in ("triton", "cuda") or (backend == "cpu" and not cpu):
+        raise ValueError(f"backend: {operator} has no {backend!r} kernel in this version; use 'auto' or 'reference'")
+    obstacle = unsupported
+    if not _native.available:
+        obstacle = "the package was installed without compiled operators"
+    elif tensor.device.type != "cpu":
+        obstacle = f"the tensors are on {tensor.device}"
+    elif tensor.dtype not in cpu:
+        obstacle = f"it has no kernel for {tensor.dtype}"
+    if obstacle is None and cpu:
+        return "cpu"
+    if backend == "cpu":
+        raise ValueError(f"backend: {operator} cannot run on 'cpu': {obstacle}; use 'auto' or 'reference'")
+    return "reference"
+
+
+def register_operator(
+    name: str,
+    *,
+    fake: Callable[..., Any],
+    backward_fake: Callable[..., Any],
+    setup_context: Callable[..., None],
+    backward: Callable[..., Any],
+) -> None:
+    """Give the compiled operator ``name`` and ``name_backward`` their shape functions and their gradient.
+
+    ``name`` is qualified by its library (``cmi_fast::soft_assignment_pool``): two libraries may hold one operator.
+    """
+    torch.library.register_fake(name, fake)
+    torch.library.register_fake(f"{name}_backward", backward_fake)
+    torch.library.register_autograd(name, backward, setup_context=setup_context)
+
+    def no_second_derivative(ctx: Any, *gradients: Tensor) -> None:
+        raise RuntimeError(
+            f"{name} has no second derivative; use backend='reference', which has one, to differentiate twice"
+        )
+
+    torch.library.register_autograd(f"{name}_backward", no_second_derivative)

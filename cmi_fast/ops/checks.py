@@ -1,0 +1,129 @@
+"""Checks of a caller's arguments, in the caller's terms.
+
+Shapes, dtypes and devices are always checked. Values (lengths, offsets, ids) are checked on CPU tensors; on CUDA that
+would wait for the device, so it is off there unless ``CMI_FAST_CHECK=1``, and a compiled graph leaves it to the
+operator, which raises ``RuntimeError``.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+FLOATING = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+INTEGER = (torch.int64, torch.int32)
+MAX_VIEWS = 8
+
+
+def describe(tensor: Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
+
+
+def check_tensor(name: str, tensor: object, shape: str, dtypes: Sequence[torch.dtype] = FLOATING) -> Tensor:
+    """``tensor`` is a tensor of one of ``dtypes`` with the rank that ``shape`` (such as ``"[B, L, d]"``) shows."""
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{name}: expected a tensor {shape}, found {type(tensor).__name__}")
+    if tensor.dtype not in dtypes:
+        names = ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+        raise TypeError(f"{name}: expected a dtype among {names}, found {describe(tensor)}")
+    if tensor.dim() != shape.count(",") + 1:
+        raise ValueError(f"{name}: expected shape {shape}, found {describe(tensor)}")
+    return tensor
+
+
+def check_shape(name: str, tensor: Tensor, expected: Sequence[int], meaning: str) -> None:
+    """``tensor`` has exactly the shape ``expected``; ``meaning`` says where it comes from (``"[B], as items"``)."""
+    if tuple(tensor.shape) != tuple(expected):
+        raise ValueError(f"{name}: expected shape {list(expected)} ({meaning}), found {list(tensor.shape)}")
+
+
+def check_same(first_name: str, first: Tensor, **others: Tensor | None) -> None:
+    """All tensors share the first one's device, and floating ones its dtype."""
+    for name, other in others.items():
+        if other is None:
+            continue
+        if other.device != first.device:
+            raise ValueError(f"{name}: expected device {first.device}, as {first_name}, found {other.device}")
+        if other.is_floating_point() and other.dtype != first.dtype:
+            raise TypeError(f"{name}: expected dtype {first.dtype}, as {first_name}, found {other.dtype}")
+
+
+def check_temperature(temperature: float | Tensor, like: Tensor) -> tuple[float, Tensor | None]:
+    """The operators' two arguments: a number, or 1.0 and a 0-d tensor of ``like``'s dtype that may need a gradient."""
+    if isinstance(temperature, Tensor):
+        if temperature.dim() != 0 or not temperature.is_floating_point():
+            raise ValueError(f"temperature: expected a number or a 0-d tensor, found {describe(temperature)}")
+        if values_can_be_read(temperature):
+            check_temperature(temperature.item(), like)
+        return 1.0, temperature.to(device=like.device, dtype=like.dtype)
+    if isinstance(temperature, bool) or not isinstance(temperature, (int, float)):
+        raise TypeError(f"temperature: expected a number or a 0-d tensor, found {type(temperature).__name__}")
+    if not (math.isfinite(temperature) and temperature > 0):
+        raise ValueError(f"temperature: expected a positive finite number, found {temperature}")
+    return float(temperature), None
+
+
+def check_sequences(name: str, rows: Tensor, lengths: Tensor | None, offsets: Tensor | None) -> None:
+    """Lengths [B] of padded ``rows`` [B, L, ...], or offsets [B + 1] of jagged ``rows`` [T, ...]."""
+    if lengths is not None and offsets is not None:
+        raise ValueError("lengths, offsets: expected one of them (padded or jagged sequences), found both")
+    if lengths is not None:
+        check_tensor("lengths", lengths, "[B]", INTEGER)
+        check_shape("lengths", lengths, rows.shape[:1], f"[B], as {name}")
+        if values_can_be_read(lengths):
+            check_range("lengths", lengths, 0, rows.shape[1] + 1, ValueError)
+    if offsets is not None:
+        check_tensor("offsets", offsets, "[B + 1]", INTEGER)
+        if len(offsets) == 0:
+            raise ValueError("offsets: expected shape [B + 1], found [0]")
+        if values_can_be_read(offsets):
+            check_offsets(offsets, len(rows), name)
+
+
+def check_offsets(offsets: Tensor, total: int, name: str) -> None:
+    falls = (offsets.diff() < 0).nonzero()
+    if len(falls):
+        b = int(falls[0])
+        raise ValueError(f"offsets: expected rising values, found offsets[{b}] = {offsets[b]}, then {offsets[b + 1]}")
+    if offsets[0] != 0 or offsets[-1] != total:
+        raise ValueError(
+            f"offsets: expected values from 0 to {total} (rows of {name}), found {offsets[0]} to {offsets[-1]}"
+        )
+
+
+def check_views(views: Tensor | None, shape: torch.Size) -> None:
+    """Membership of V sub-sequences: bool [V, B, L] or [V, T], V <= 8."""
+    if views is None:
+        return
+    check_tensor("views", views, "[V, B, L]" if len(shape) == 2 else "[V, T]", (torch.bool,))
+    check_shape("views", views, (len(views), *shape), "[V, B, L] or [V, T], as the items")
+    if not 1 <= len(views) <= MAX_VIEWS:
+        raise ValueError(f"views: expected 1 to {MAX_VIEWS} views, found {len(views)}")
+
+
+def check_range(name: str, values: Tensor, low: int, high: int, error: type[Exception]) -> None:
+    """low <= values < high, or ``error`` naming the first position outside."""
+    outside = ((values < low) | (values >= high)).nonzero()
+    if len(outside):
+        position = tuple(outside[0].tolist())
+        place = ", ".join(map(str, position))
+        raise error(f"{name}[{place}]: expected a value in [{low}, {high}), found {values[position]}")
+
+
+def values_can_be_read(tensor: Tensor) -> bool:
+    if torch.compiler.is_compiling() or tensor.is_meta:
+        return False
+    return tensor.device.type == "cpu" or os.environ.get("CMI_FAST_CHECK") == "1"
+
+
+def cast_for_autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """Under autocast, floating tensors in the autocast type (float64 excepted, as everywhere in torch)."""
+    device = tensors[0].device.type
+    if not torch.is_autocast_enabled(device):
+        return tensors
+    dtype = torch.get_autocast_dtype(device)
+    return tuple(t.to(dtype) if t.is_floating_point() and t.dtype != torch.float64 else t for t in tensors)

@@ -1,0 +1,139 @@
+"""``soft_assignment_pool``: one interest per latent category, from a sequence of item vectors (Eq. 1-3)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cmi_fast import _native, reference
+from cmi_fast.ops.backend import choose_backend, register_operator
+from cmi_fast.ops.checks import (
+    cast_for_autocast,
+    check_same,
+    check_sequences,
+    check_shape,
+    check_temperature,
+    check_tensor,
+    check_views,
+)
+
+
+def soft_assignment_pool(
+    items: Tensor,
+    categories: Tensor,
+    lengths: Tensor | None = None,
+    *,
+    offsets: Tensor | None = None,
+    temperature: float | Tensor = 0.1,
+    views: Tensor | None = None,
+    backend: str = "auto",
+) -> Tensor:
+    r"""Assign items softly to m categories by cosine and pool one interest per category (Eq. 1-3).
+
+    With unit vectors :math:`\hat v_i` of the items and :math:`\hat g_k` of the categories,
+
+    .. math:: u_k = \sum_i p_{ik} \hat v_i, \qquad
+              p_{ik} = \operatorname{softmax}_k (\hat v_i \cdot \hat g_k / \text{temperature}).
+
+    The softmax runs over the categories, so every item spreads a weight of one over the interests.
+
+    Args:
+        items: [B, L, d] padded, or [T, d] jagged (with ``offsets``). Rows beyond a length are never read.
+        categories: [m, d].
+        lengths: [B] int, 0 <= length <= L; None: all L.
+        offsets: [B + 1] int, from 0 to T; sequence b is ``items[offsets[b]:offsets[b + 1]]``.
+        temperature: positive; a 0-d tensor gets its gradient.
+        views: bool [V, B, L] or [V, T], V <= 8: sub-sequences to pool beside each other, by membership (ANDed with the
+            lengths). The assignment does not depend on the view and is computed once.
+        backend: ``"auto"``, ``"reference"`` or ``"cpu"``. The CPU kernel takes float32 and float64, without views.
+
+    Returns:
+        Interests [B, m, d], or [V, B, m, d] with ``views``; the dtype of ``items``. An empty sequence gives zeros. A
+        zero row counts as the zero vector and gets a zero gradient.
+
+    Raises:
+        TypeError: a dtype is not floating, or not shared.
+        ValueError: a shape, length, offset, temperature or backend does not fit; the message names it.
+        RuntimeError: a second derivative through the CPU kernel (the reference has one).
+    """
+    check_tensor("items", items, "[T, d]" if offsets is not None else "[B, L, d]")
+    check_tensor("categories", categories, "[m, d]")
+    items, categories = cast_for_autocast(items, categories)
+    check_same("items", items, categories=categories, lengths=lengths, offsets=offsets, views=views)
+    check_shape("categories", categories, (categories.shape[0], items.shape[-1]), "[m, d], d as items")
+    if categories.numel() == 0:
+        raise ValueError(f"categories: expected at least one category and one dimension, found {categories.shape}")
+    check_sequences("items", items, lengths, offsets)
+    check_views(views, items.shape[:-1])
+    number, tensor = check_temperature(temperature, items)
+    chosen = choose_backend(
+        backend,
+        "soft_assignment_pool",
+        items,
+        cpu=(torch.float32, torch.float64),
+        unsupported=None if views is None else "it has no kernel for views",
+    )
+    if chosen == "reference":
+        with torch.autocast(items.device.type, enabled=False):
+            return reference.soft_assignment_pool(items, categories, lengths, offsets, temperature, views)
+    lengths = None if lengths is None else lengths.to(torch.int64)
+    offsets = None if offsets is None else offsets.to(torch.int64)
+    return torch.ops.cmi_fast.soft_assignment_pool.default(items, categories, lengths, offsets, number, tensor)
+
+
+def _fake(
+    items: Tensor,
+    categories: Tensor,
+    lengths: Tensor | None,
+    offsets: Tensor | None,
+    temperature: float,
+    temperature_tensor: Tensor | None,
+) -> Tensor:
+    batch = items.shape[0] if offsets is None else offsets.shape[0] - 1
+    return items.new_empty(batch, *categories.shape)
+
+
+def _backward_fake(
+    pooled_grad: Tensor,
+    items: Tensor,
+    categories: Tensor,
+    lengths: Tensor | None,
+    offsets: Tensor | None,
+    temperature: float,
+    temperature_tensor: Tensor | None,
+    items_grad: bool,
+    categories_grad: bool,
+    temperature_grad: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    return (
+        items.new_empty(items.shape if items_grad else (0,)),
+        categories.new_empty(categories.shape if categories_grad else (0,)),
+        items.new_empty(() if temperature_grad else (0,)),
+    )
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    items, categories, lengths, offsets, ctx.temperature, temperature_tensor = inputs
+    ctx.save_for_backward(items, categories, lengths, offsets, temperature_tensor)
+
+
+def _backward(ctx: Any, pooled_grad: Tensor) -> tuple[Tensor | None, ...]:
+    items, categories, lengths, offsets, temperature_tensor = ctx.saved_tensors
+    wanted = ctx.needs_input_grad[0], ctx.needs_input_grad[1], ctx.needs_input_grad[5]
+    gradients = torch.ops.cmi_fast.soft_assignment_pool_backward.default(
+        pooled_grad, items, categories, lengths, offsets, ctx.temperature, temperature_tensor, *wanted
+    )
+    items_grad, categories_grad, temperature_grad = (g if w else None for g, w in zip(gradients, wanted, strict=True))
+    return items_grad, categories_grad, None, None, None, temperature_grad
+
+
+if _native.available:
+    register_operator(
+        "cmi_fast::soft_assignment_pool",
+        fake=_fake,
+        backward_fake=_backward_fake,
+        setup_context=_setup_context,
+        backward=_backward,
+    )

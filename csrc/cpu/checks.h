@@ -1,0 +1,67 @@
+// Guards shared by the CPU operators. Python words errors in the caller's terms; these keep a direct or compiled call
+// from reading out of bounds.
+#pragma once
+
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+#include <torch/headeronly/util/Exception.h>
+
+#include <cmath>
+#include <optional>
+
+#include "cpu/kernels/soft_assignment_pool.h"
+
+namespace cmi_fast {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+template <class T>
+constexpr ScalarType SCALAR_TYPE = std::is_same_v<T, float> ? ScalarType::Float : ScalarType::Double;
+
+template <class T>
+const T* data(const Tensor& tensor) {
+  return static_cast<const T*>(tensor.const_data_ptr());
+}
+
+template <class T>
+T* mutable_data(const Tensor& tensor) {
+  return static_cast<T*>(tensor.mutable_data_ptr());
+}
+
+inline Tensor contiguous_index(const Tensor& index, const char* name, int64_t size) {
+  STD_TORCH_CHECK(index.scalar_type() == ScalarType::Long && index.dim() == 1 && index.size(0) == size && index.is_cpu(),
+                  name, " must be int64 of shape [", size, "] on the CPU");
+  return torch::stable::contiguous(index);
+}
+
+// Every sequence lies within its rows: checked here because a compiled graph has no Python checks of values.
+inline void check_sequences(const Sequences& sequences, int64_t rows) {
+  const int64_t *lengths = sequences.lengths, *offsets = sequences.offsets, batch = sequences.batch;
+  for (int64_t b = 0; lengths && b < batch; ++b) {
+    STD_TORCH_CHECK(lengths[b] >= 0 && lengths[b] <= sequences.capacity, "lengths[", b, "] = ", lengths[b],
+                    " is outside [0, ", sequences.capacity, "]");
+  }
+  for (int64_t b = 0; offsets && b < batch; ++b) {
+    STD_TORCH_CHECK(offsets[b] <= offsets[b + 1], "offsets must not fall: offsets[", b, "] = ", offsets[b],
+                    ", offsets[", b + 1, "] = ", offsets[b + 1]);
+  }
+  STD_TORCH_CHECK(!offsets || (offsets[0] == 0 && offsets[batch] == rows), "offsets must run from 0 to ", rows);
+}
+
+inline double check_temperature(double value) {
+  STD_TORCH_CHECK(std::isfinite(value) && value > 0, "temperature must be positive and finite, found ", value);
+  return value;
+}
+
+// The tensor's value where one is given: a learned temperature has items' dtype.
+template <class T>
+double temperature_value(double temperature, const std::optional<Tensor>& tensor) {
+  if (!tensor) return check_temperature(temperature);
+  STD_TORCH_CHECK(tensor->scalar_type() == SCALAR_TYPE<T> && tensor->numel() == 1 && tensor->is_cpu(),
+                  "temperature must be one number of the items' dtype on the CPU");
+  return check_temperature(*data<T>(*tensor));
+}
+
+}  // namespace cmi_fast

@@ -1,0 +1,54 @@
+// Rows scaled to unit length. Norms neither overflow nor underflow; a zero row stays zero, NaN and inf give NaN.
+#pragma once
+
+#include "cpu/kernels/vector.h"
+
+namespace cmi_fast {
+namespace {
+
+template <class T>
+inline T square_root(T x) {
+  return sizeof(T) == 4 ? T(__builtin_sqrtf(float(x))) : T(__builtin_sqrt(double(x)));
+}
+
+template <class T>
+inline T sum_of_squares(const T* row, int64_t d, T scale) {
+  T sum = 0;
+#pragma omp simd reduction(+ : sum)
+  for (int64_t j = 0; j < d; ++j) sum += (row[j] * scale) * (row[j] * scale);
+  return sum;
+}
+
+// The same for rows whose squares overflow, vanish or are not finite: brought near 1 first, in two exact steps.
+template <class T>
+__attribute__((noinline)) T unit_row_rescaled(const T* row, int64_t d, T* unit) {
+  constexpr T smallest = sizeof(T) == 4 ? T(__FLT_MIN__) : T(__DBL_MIN__);
+  T largest = 0;
+  for (int64_t j = 0; j < d; ++j) {
+    const T magnitude = row[j] < 0 ? -row[j] : row[j];
+    if (magnitude > largest) largest = magnitude;
+  }
+  // A row holding NaN and zeros only is no zero row: its sum of squares is NaN whatever the scale.
+  const T scale = 1 / (largest > smallest ? largest : smallest);
+  const T square = sum_of_squares(row, d, scale);
+  const T inverse = square == 0 ? T(0) : 1 / square_root(square);
+  for (int64_t j = 0; j < d; ++j) unit[j] = (row[j] * scale) * inverse;
+  return scale * inverse;
+}
+
+// unit [padded_d] = row [d] / |row|, zero beyond d. Returns 1 / |row|, which the backward needs (0 for a zero row).
+template <class T>
+inline T unit_row(const T* row, int64_t d, int64_t padded_d, T* unit) {
+  // Between these bounds a plain sum has lost nothing to overflow or to denormal squares.
+  constexpr T low = sizeof(T) == 4 ? T(1e-20f) : T(1e-200), high = sizeof(T) == 4 ? T(1e30f) : T(1e300);
+  for (int64_t j = d; j < padded_d; ++j) unit[j] = 0;
+  const T square = sum_of_squares(row, d, T(1));
+  if (!(square > low && square < high)) return unit_row_rescaled(row, d, unit);
+  const T inverse = 1 / square_root(square);
+#pragma omp simd
+  for (int64_t j = 0; j < d; ++j) unit[j] = row[j] * inverse;
+  return inverse;
+}
+
+}  // namespace
+}  // namespace cmi_fast

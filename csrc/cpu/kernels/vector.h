@@ -1,0 +1,121 @@
+// Vectors of the ISA level this file is compiled for, and the few functions on them that kernels need.
+// Torch-free and without standard-library templates: whatever is compiled here for AVX-512 must never become the
+// linker's copy for everybody. Everything has internal linkage for the same reason.
+#pragma once
+
+#include <cstdint>
+
+#if !defined(CMI_FAST_LEVEL)
+#error "compile kernels once per ISA level with -DCMI_FAST_LEVEL=<level>"
+#endif
+
+namespace cmi_fast {
+namespace {
+
+// Widest vector of the level in bytes, and how many of them the registers hold.
+#if defined(__AVX512F__)
+constexpr int WIDE = 64;
+constexpr int REGISTERS = 32;
+#elif defined(__AVX2__)
+constexpr int WIDE = 32;
+constexpr int REGISTERS = 16;
+#else
+constexpr int WIDE = 16;
+constexpr int REGISTERS = 16;
+#endif
+
+template <class T, int BYTES>
+struct VectorOf {
+  typedef T type __attribute__((vector_size(BYTES)));
+  static constexpr int LANES = BYTES / sizeof(T);
+};
+
+template <class T, int BYTES>
+using Vector = typename VectorOf<T, BYTES>::type;
+
+template <class V, class T>
+inline V load(const T* from) {
+  V v;
+  __builtin_memcpy(&v, from, sizeof(V));
+  return v;
+}
+
+template <class V, class T>
+inline void store(T* to, V v) {
+  __builtin_memcpy(to, &v, sizeof(V));
+}
+
+inline int64_t round_up(int64_t count, int64_t multiple) {
+  return (count + multiple - 1) / multiple * multiple;
+}
+
+template <class T>
+struct Float;
+
+template <>
+struct Float<float> {
+  using Int = int32_t;
+  static constexpr int MANTISSA = 23;
+  static constexpr int EXP_DEGREE = 7;  // Taylor remainder 5e-9 on |r| <= ln(2)/2
+  static constexpr float ROUND = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
+  static constexpr float LN2_HIGH = 0.693359375f, LN2_LOW = -2.12194440e-4f;
+  static constexpr float EXP_MIN = -87.0f;
+};
+
+template <>
+struct Float<double> {
+  using Int = int64_t;
+  static constexpr int MANTISSA = 52;
+  static constexpr int EXP_DEGREE = 13;  // Taylor remainder 4e-18
+  static constexpr double ROUND = 6755399441055744.0;  // 1.5 * 2^52
+  static constexpr double LN2_HIGH = 6.93147180369123816490e-01, LN2_LOW = 1.90821492927058770002e-10;
+  static constexpr double EXP_MIN = -708.0;
+};
+
+constexpr double INVERSE_FACTORIAL[] = {1.0,
+                                        1.0,
+                                        1.0 / 2,
+                                        1.0 / 6,
+                                        1.0 / 24,
+                                        1.0 / 120,
+                                        1.0 / 720,
+                                        1.0 / 5040,
+                                        1.0 / 40320,
+                                        1.0 / 362880,
+                                        1.0 / 3628800,
+                                        1.0 / 39916800,
+                                        1.0 / 479001600,
+                                        1.0 / 6227020800};
+
+// e^x for x <= 0 (what a softmax needs): 2^n e^r with n = round(x / ln 2). Exactly 0 below EXP_MIN; NaN stays NaN.
+template <class T, int BYTES>
+inline Vector<T, BYTES> exp_nonpositive(Vector<T, BYTES> x) {
+  using F = Float<T>;
+  using V = Vector<T, BYTES>;
+  using Bits = Vector<typename F::Int, BYTES>;
+  const V shifted = x * T(1.44269504088896340736) + F::ROUND;
+  const V n = shifted - F::ROUND;
+  const V r = (x - n * F::LN2_HIGH) - n * F::LN2_LOW;
+  V y = V{} + T(INVERSE_FACTORIAL[F::EXP_DEGREE]);
+#pragma GCC unroll 16
+  for (int i = F::EXP_DEGREE - 1; i >= 0; --i) y = y * r + T(INVERSE_FACTORIAL[i]);
+  // The low bits of `shifted` hold n; moved to the exponent's place they multiply by 2^n.
+  y = (V)((Bits)y + ((Bits)shifted << F::MANTISSA));
+  return x < F::EXP_MIN ? V{} : y;
+}
+
+// Reductions by butterfly: every lane ends with the result, the same bits in each.
+template <class T, int BYTES, class Combine>
+inline Vector<T, BYTES> reduce_lanes(Vector<T, BYTES> v, Combine combine) {
+  constexpr int LANES = BYTES / sizeof(T);
+#pragma GCC unroll 4
+  for (int distance = LANES / 2; distance > 0; distance /= 2) {
+    Vector<typename Float<T>::Int, BYTES> partner;
+    for (int lane = 0; lane < LANES; ++lane) partner[lane] = lane ^ distance;
+    v = combine(v, (Vector<T, BYTES>)__builtin_shuffle(v, partner));
+  }
+  return v;
+}
+
+}  // namespace
+}  // namespace cmi_fast

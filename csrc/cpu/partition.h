@@ -1,0 +1,42 @@
+// Work split into parts of about equal size: the same parts whatever the number of threads, so sums over parts have
+// the same bits on 1 and on 64 threads.
+#pragma once
+
+#include <torch/csrc/stable/ops.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <vector>
+
+#include "cpu/kernels/soft_assignment_pool.h"
+
+namespace cmi_fast {
+
+// Boundaries of the parts: part i is the sequences boundaries[i] .. boundaries[i + 1].
+inline std::vector<int64_t> partition(const Sequences& sequences) {
+  constexpr int64_t MAX_PARTS = 64;
+  constexpr int64_t MIN_ROWS = 512;   // some 20 microseconds of work: about what starting a thread costs
+  constexpr int64_t SEQUENCE_ROWS = 4;  // what a sequence costs beside its rows
+  int64_t total = 0;
+  for (int64_t b = 0; b < sequences.batch; ++b) total += sequences.length(b) + SEQUENCE_ROWS;
+  const int64_t parts = std::clamp<int64_t>(total / MIN_ROWS, 1, MAX_PARTS);
+  std::vector<int64_t> boundaries{0};
+  int64_t done = 0;
+  for (int64_t b = 0; b < sequences.batch; ++b) {
+    done += sequences.length(b) + SEQUENCE_ROWS;
+    if (done * parts >= total * int64_t(boundaries.size()) && b + 1 < sequences.batch) boundaries.push_back(b + 1);
+  }
+  boundaries.push_back(sequences.batch);
+  return boundaries;
+}
+
+// Calls run(part, worker) for every part. A worker runs its parts one after another: it can own a workspace.
+template <class Run>
+void parallel_for_parts(int64_t parts, int64_t workers, const Run& run) {
+  torch::stable::parallel_for(0, workers, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t worker = begin; worker < end; ++worker)
+      for (int64_t part = worker; part < parts; part += workers) run(part, worker);
+  });
+}
+
+}  // namespace cmi_fast

@@ -1,0 +1,24 @@
+// The schemas: a table of contents of every compiled operator.
+#include <torch/csrc/stable/library.h>
+
+#include "cpu/level.h"
+
+STABLE_TORCH_LIBRARY(cmi_fast, library) {
+  library.def(
+      "soft_assignment_pool(Tensor items, Tensor categories, Tensor? lengths, Tensor? offsets, float temperature, "
+      "Tensor? temperature_tensor) -> Tensor");
+  library.def(
+      "soft_assignment_pool_backward(Tensor pooled_grad, Tensor items, Tensor categories, Tensor? lengths, "
+      "Tensor? offsets, float temperature, Tensor? temperature_tensor, bool items_grad, bool categories_grad, "
+      "bool temperature_grad) -> (Tensor, Tensor, Tensor)");
+
+  library.def("isa_level() -> str");
+  library.def("supported_isa_levels() -> str");
+  library.def("set_isa_level(str name) -> ()");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(cmi_fast, CompositeExplicitAutograd, library) {
+  library.impl("isa_level", TORCH_BOX(&cmi_fast::isa_level_name));
+  library.impl("supported_isa_levels", TORCH_BOX(&cmi_fast::supported_isa_levels));
+  library.impl("set_isa_level", TORCH_BOX(&cmi_fast::set_isa_level));
+}

@@ -1,0 +1,56 @@
+"""Drives CMakeLists.txt with ninja; everything else is in pyproject.toml."""
+
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.bdist_wheel import bdist_wheel
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).parent.resolve()
+PURE_PYTHON = os.environ.get("CMI_FAST_PURE_PYTHON") == "1"
+
+
+class NativeLibrary(Extension):
+    """The compiled operators: one shared library, loaded by torch and not a Python module."""
+
+    def __init__(self) -> None:
+        super().__init__("cmi_fast.libcmi_fast", sources=[])
+
+
+class CMakeBuild(build_ext):
+    def run(self) -> None:
+        compiler = os.environ.get("CXX") or next(filter(shutil.which, ("c++", "g++", "clang++")), None)
+        if compiler is None or shutil.which(compiler.split()[0]) is None:
+            sys.exit(
+                f"cmi_fast: no C++ compiler found (looked for {compiler or 'c++, g++, clang++'}). Install g++ or clang, or "
+                "set CMI_FAST_PURE_PYTHON=1 for a slower install without compiled operators."
+            )
+        super().run()
+
+    def build_extension(self, extension: Extension) -> None:
+        torch = Path(importlib.util.find_spec("torch").origin).parent
+        build = Path(self.build_temp).resolve()
+        target = Path(self.get_ext_fullpath(extension.name)).resolve().parent
+        cmake = [sys.executable, "-m", "cmake"] if importlib.util.find_spec("cmake") else ["cmake"]
+        configure = ["-S", ROOT, "-B", build, "-G", "Ninja", f"-DTORCH_DIR={torch}", f"-DCMAKE_INSTALL_PREFIX={target}"]
+        subprocess.run([*cmake, *configure], check=True)
+        subprocess.run([*cmake, "--build", build, "--target", "install"], check=True)
+
+    def get_ext_filename(self, name: str) -> str:
+        return name.replace(".", os.sep) + ".so"  # no CPython tag: the library does not know Python
+
+
+class AnyPythonWheel(bdist_wheel):
+    def get_tag(self) -> tuple[str, str, str]:
+        return ("py3", "none", "any" if PURE_PYTHON else super().get_tag()[2])
+
+
+setup(
+    ext_modules=[] if PURE_PYTHON else [NativeLibrary()],
+    cmdclass={"build_ext": CMakeBuild, "bdist_wheel": AnyPythonWheel},
+)

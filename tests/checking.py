@@ -1,0 +1,50 @@
+"""What the tests of all operators measure with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import pytest
+import torch
+from torch import Tensor
+
+from cmi_fast import _native
+
+BACKENDS = ["reference"] + (["cpu"] if _native.available else [])
+needs_native = pytest.mark.skipif(not _native.available, reason="installed without compiled operators")
+
+
+def with_gradients(
+    function: Callable[..., Tensor], inputs: Sequence[Tensor], cotangent: Tensor
+) -> list[Tensor]:
+    """The output of ``function(*inputs)`` and the gradients of all inputs for a fixed cotangent.
+
+    A random cotangent, never ``sum()``: assignments sum to one over the interests, which would hide the categories'.
+    """
+    leaves = [x.detach().clone().requires_grad_() for x in inputs]
+    output = function(*leaves)
+    gradients = torch.autograd.grad(output, leaves, cotangent.to(output.dtype))
+    return [output.detach(), *gradients]
+
+
+def assert_within_budget(
+    function: Callable[..., Tensor],
+    exact: Callable[..., Tensor],
+    inputs: Sequence[Tensor],
+    cotangent: Tensor,
+    tolerance: float,
+) -> None:
+    """|ours - exact| <= |same-precision PyTorch - exact| + tolerance.
+
+    Both relative to the tensor's largest magnitude, or to 1, the inputs' and the cotangent's own order of magnitude.
+
+    ``exact`` is the reference: in float64 it is the truth, in the inputs' dtype the error PyTorch itself makes.
+    """
+    wide = [x.double() for x in inputs]
+    ours = with_gradients(function, inputs, cotangent)
+    torchs = with_gradients(exact, inputs, cotangent)
+    truth = with_gradients(exact, wide, cotangent.double())
+    for index, (our, their, true) in enumerate(zip(ours, torchs, truth, strict=True)):
+        scale = true.abs().max().clamp_min(1)
+        error, budget = ((x.double() - true).abs().max() / scale for x in (our, their))
+        assert error <= budget + tolerance, f"tensor {index}: error {error:.2e}, PyTorch's {budget:.2e}"

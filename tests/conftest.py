@@ -1,0 +1,36 @@
+"""Fixtures of every operator's tests."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from cmi_fast import _native
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def poisoned() -> Iterator[None]:
+    """Memory that an operator gets from torch holds NaN until written: reading it, or not writing it, shows."""
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(params=_native.isa_levels() or [pytest.param(None, marks=pytest.mark.skip("no compiled operators"))])
+def isa_level(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Every ISA level that this CPU can run, in turn."""
+    before = torch.ops.cmi_fast.isa_level()
+    _native.set_isa_level(request.param)
+    yield request.param
+    _native.set_isa_level(before)
+
+
+needs_native = pytest.mark.skipif(not _native.available, reason="installed without compiled operators")

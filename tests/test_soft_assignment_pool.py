@@ -1,0 +1,412 @@
+"""soft_assignment_pool: the reference against the equations, every backend and ISA level against the reference."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from checking import BACKENDS, assert_within_budget, needs_native, with_gradients
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from cmi_fast import nn, reference
+from cmi_fast.functional import soft_assignment_pool
+
+# B, L, m, d: each shape names the regime it covers.
+SHAPES = [
+    pytest.param(2, 5, 3, 7, id="odd"),
+    pytest.param(3, 16, 8, 64, id="aligned"),
+    pytest.param(2, 33, 9, 65, id="one-past-a-tile"),
+    pytest.param(1, 1, 1, 1, id="smallest"),
+    pytest.param(4, 40, 64, 20, id="many-categories"),
+    pytest.param(70, 30, 8, 16, id="several-parts"),
+]
+
+
+def make(batch: int, length: int, m: int, d: int, dtype: torch.dtype = torch.float64) -> tuple[Tensor, ...]:
+    items = torch.randn(batch, length, d, dtype=dtype)
+    categories = torch.randn(m, d, dtype=dtype)
+    lengths = torch.randint(0, length + 1, (batch,))
+    return items, categories, lengths
+
+
+def to_jagged(items: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+    rows = torch.cat([row[:n] for row, n in zip(items, lengths, strict=True)])
+    return rows, torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
+
+
+def literal(items: Tensor, categories: Tensor, lengths: Tensor, temperature: float) -> Tensor:
+    """Eq. 1-3 for one item at a time, in Python's own floats."""
+    pooled = torch.zeros(len(items), *categories.shape, dtype=torch.float64)
+    for b, count in enumerate(lengths.tolist()):
+        for v in items[b, :count]:
+            cosine = [float(v @ g / (v.norm() * g.norm())) for g in categories]
+            weight = [math.exp(c / temperature) for c in cosine]
+            for k, w in enumerate(weight):
+                pooled[b, k] += w / sum(weight) * v / v.norm()
+    return pooled
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_equals_the_equations(backend: str) -> None:
+    items, categories, lengths = make(3, 6, 4, 5)
+    pooled = soft_assignment_pool(items, categories, lengths, temperature=0.3, backend=backend)
+    torch.testing.assert_close(pooled, literal(items, categories, lengths, 0.3), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("jagged", [False, True], ids=["padded", "jagged"])
+@pytest.mark.parametrize(("batch", "length", "m", "d"), [(2, 5, 3, 7), (3, 17, 9, 10), (1, 1, 1, 1)])
+def test_gradcheck(backend: str, jagged: bool, batch: int, length: int, m: int, d: int) -> None:
+    items, categories, lengths = make(batch, length, m, d)
+    offsets = None
+    if jagged:
+        items, offsets = to_jagged(items, lengths)
+        lengths = None
+    temperature = torch.tensor(0.4, dtype=torch.float64)
+    cotangent = torch.randn(batch, m, d, dtype=torch.float64)
+
+    def pooled(items: Tensor, categories: Tensor, temperature: Tensor) -> Tensor:
+        result = soft_assignment_pool(
+            items, categories, lengths, offsets=offsets, temperature=temperature, backend=backend
+        )
+        return (result * cotangent).sum()
+
+    inputs = [x.requires_grad_() for x in (items, categories, temperature)]
+    assert torch.autograd.gradcheck(pooled, inputs)
+
+
+def test_second_derivatives_of_the_reference() -> None:
+    items, categories, lengths = make(2, 3, 3, 4)
+    inputs = items.requires_grad_(), categories.requires_grad_()
+    assert torch.autograd.gradgradcheck(
+        lambda v, g: soft_assignment_pool(v, g, lengths, temperature=0.5, backend="reference"), inputs
+    )
+
+
+@needs_native
+def test_second_derivative_of_the_kernel_is_refused() -> None:
+    items, categories, lengths = make(2, 3, 3, 4)
+    pooled = soft_assignment_pool(items.requires_grad_(), categories, lengths, backend="cpu")
+    (gradient,) = torch.autograd.grad(pooled.square().sum(), items, create_graph=True)
+    with pytest.raises(RuntimeError, match="no second derivative"):
+        gradient.sum().backward()
+
+
+@needs_native
+@pytest.mark.usefixtures("poisoned")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
+@pytest.mark.parametrize("jagged", [False, True], ids=["padded", "jagged"])
+@pytest.mark.parametrize(("batch", "length", "m", "d"), SHAPES)
+def test_error_budget(
+    isa_level: str, batch: int, length: int, m: int, d: int, jagged: bool, dtype: torch.dtype
+) -> None:
+    items, categories, lengths = make(batch, length, m, d, dtype)
+    # What lies beyond a length is never read, and its gradient is zero.
+    items[torch.arange(length) >= lengths[:, None]] = math.nan
+    offsets = None
+    if jagged:
+        items, offsets = to_jagged(items, lengths)
+        lengths = None
+
+    def ours(items: Tensor, categories: Tensor) -> Tensor:
+        return soft_assignment_pool(items, categories, lengths, offsets=offsets, backend="cpu")
+
+    def exact(items: Tensor, categories: Tensor) -> Tensor:
+        return reference.soft_assignment_pool(items, categories, lengths, offsets)
+
+    tolerance = 8 * torch.finfo(dtype).eps  # a few roundings of sums whose order differs
+    assert_within_budget(ours, exact, [items, categories], torch.randn(batch, m, d), tolerance)
+
+
+@needs_native
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
+def test_temperature_gradient(isa_level: str, dtype: torch.dtype) -> None:
+    items, categories, _ = make(70, 30, 8, 16, dtype)
+    cotangent = torch.randn(70, 8, 16, dtype=dtype)
+    temperature = torch.tensor(0.1, dtype=dtype, requires_grad=True)
+    soft_assignment_pool(items, categories, temperature=temperature, backend="cpu").backward(cotangent)
+    # -sum_ik ds_ik s_ik / t (see the kernel): terms of both signs, so the error is measured against their magnitudes.
+    unit = F.normalize(items.double(), dim=-1)
+    scores = unit @ F.normalize(categories.double(), dim=-1).T
+    p = torch.softmax(scores / 0.1, -1)
+    a = unit @ cotangent.double().transpose(1, 2)
+    terms = p * (a - (p * a).sum(-1, keepdim=True)) * scores / 0.1**2
+    assert temperature.grad is not None
+    assert abs(temperature.grad + terms.sum()) <= torch.finfo(dtype).eps * terms.abs().sum()
+
+
+@needs_native
+@pytest.mark.parametrize("jagged", [False, True], ids=["padded", "jagged"])
+def test_opcheck(jagged: bool) -> None:
+    items, categories, lengths = make(3, 6, 4, 5, torch.float32)
+    index = (lengths, None)
+    if jagged:
+        items, offsets = to_jagged(items, lengths)
+        index = (None, offsets)
+    temperature = torch.tensor(0.2, requires_grad=True)
+    args = (items.requires_grad_(), categories.requires_grad_(), *index, 1.0, temperature)
+    torch.library.opcheck(torch.ops.cmi_fast.soft_assignment_pool.default, args)
+    detached = [x.detach() if isinstance(x, Tensor) else x for x in args]
+    torch.library.opcheck(
+        torch.ops.cmi_fast.soft_assignment_pool_backward.default,
+        (torch.randn(3, 4, 5), *detached, True, True, True),
+    )
+
+
+@needs_native
+@pytest.mark.parametrize("temperature", [1.0, 0.1, 0.03, 1e-3, 1e-5])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
+def test_temperatures(isa_level: str, temperature: float, dtype: torch.dtype) -> None:
+    items, categories, lengths = make(3, 20, 8, 16, dtype)
+    ours = soft_assignment_pool(items, categories, lengths, temperature=temperature, backend="cpu")
+    exact = reference.soft_assignment_pool(items.double(), categories.double(), lengths, None, temperature)
+    # The cosine's own rounding, divided by the temperature, moves the assignment.
+    tolerance = 20 * torch.finfo(dtype).eps / temperature + 1e-5 * (dtype == torch.float32)
+    assert (ours.double() - exact).abs().max() <= max(tolerance, 1e-12)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("scale", [1e-30, 1e-20, 1.0, 1e20, 1e30])
+def test_scale_of_the_inputs_does_not_matter(backend: str, scale: float) -> None:
+    items, categories, lengths = make(2, 9, 4, 6, torch.float32)
+    expected = soft_assignment_pool(items, categories, lengths, backend=backend)
+    cotangent = torch.randn_like(expected)
+
+    def pool(items: Tensor, categories: Tensor) -> Tensor:
+        return soft_assignment_pool(items, categories, lengths, backend=backend)
+
+    pooled, items_grad, categories_grad = with_gradients(pool, (items * scale, categories / scale), cotangent)
+    torch.testing.assert_close(pooled, expected, rtol=1e-4, atol=1e-5)
+    _, items_base, categories_base = with_gradients(pool, (items, categories), cotangent)
+    torch.testing.assert_close(items_grad * scale, items_base, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(categories_grad / scale, categories_base, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
+def test_zero_rows_are_zero_and_get_zero_gradients(backend: str, dtype: torch.dtype) -> None:
+    items, categories, _ = make(2, 4, 3, 5, dtype)
+    items[0, 1] = 0
+    categories[2] = 0
+    pooled, items_grad, categories_grad = with_gradients(
+        lambda v, g: soft_assignment_pool(v, g, backend=backend), (items, categories), torch.randn(2, 3, 5)
+    )
+    without = soft_assignment_pool(items[:1, [0, 2, 3]], categories, backend=backend)
+    torch.testing.assert_close(pooled[:1], without)
+    assert not items_grad[0, 1].any()
+    assert not categories_grad[2].any()
+    assert items_grad[0, 0].any()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_what_is_not_finite_gives_nan(backend: str, bad: float) -> None:
+    items, categories, lengths = make(3, 4, 3, 5, torch.float32)
+    lengths[:] = 4
+    items[1, 2, 3] = bad
+    pooled = soft_assignment_pool(items, categories, lengths, backend=backend)
+    assert pooled[1].isnan().all()
+    assert pooled[[0, 2]].isfinite().all()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_empty_sequences_and_batches(backend: str) -> None:
+    items, categories, _ = make(3, 4, 3, 5)
+    none = torch.zeros(3, dtype=torch.int64)
+    pooled, items_grad, categories_grad = with_gradients(
+        lambda v, g: soft_assignment_pool(v, g, none, backend=backend), (items, categories), torch.randn(3, 3, 5)
+    )
+    assert not pooled.any()
+    assert not items_grad.any()
+    assert not categories_grad.any()
+    assert soft_assignment_pool(items[:0], categories, backend=backend).shape == (0, 3, 5)
+    assert soft_assignment_pool(items[:, :0], categories, backend=backend).shape == (3, 3, 5)
+    offsets = torch.zeros(4, dtype=torch.int32)
+    assert not soft_assignment_pool(items[0, :0], categories, offsets=offsets, backend=backend).any()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@given(seed=st.integers(0, 2**31), batch=st.integers(1, 5), length=st.integers(1, 20), m=st.integers(1, 9))
+@settings(max_examples=25, deadline=None, derandomize=True)
+def test_properties(backend: str, seed: int, batch: int, length: int, m: int) -> None:
+    torch.manual_seed(seed)
+    items, categories, lengths = make(batch, length, m, 6)
+
+    def pool(items: Tensor, categories: Tensor = categories, lengths: Tensor | None = lengths, **kw: Tensor) -> Tensor:
+        return soft_assignment_pool(items, categories, lengths, backend=backend, **kw)
+
+    pooled = pool(items)
+    order = torch.randperm(m)
+    torch.testing.assert_close(pool(items, categories[order]), pooled[:, order])
+    users = torch.randperm(batch)
+    torch.testing.assert_close(pool(items[users], lengths=lengths[users]), pooled[users])
+    torch.testing.assert_close(pool(F.pad(items, (0, 0, 0, 3), value=7.0)), pooled)
+    rows, offsets = to_jagged(items, lengths)
+    torch.testing.assert_close(pool(rows, lengths=None, offsets=offsets), pooled)
+    # Every item spreads a weight of one: the interests add up to the sum of the unit vectors.
+    member = (torch.arange(length) < lengths[:, None])[..., None]
+    torch.testing.assert_close(pooled.sum(1), (F.normalize(items, dim=-1) * member).sum(1))
+
+
+@needs_native
+def test_same_bits_again_and_on_any_number_of_threads() -> None:
+    items, categories, lengths = make(200, 50, 8, 64, torch.float32)
+    cotangent = torch.randn(200, 8, 64)
+    threads = torch.get_num_threads()
+    results = []
+    try:
+        for count in (1, 2, 4, 2):
+            torch.set_num_threads(count)
+            results.append(
+                with_gradients(
+                    lambda v, g: soft_assignment_pool(v, g, lengths, backend="cpu"), (items, categories), cotangent
+                )
+            )
+    finally:
+        torch.set_num_threads(threads)
+    for result in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(result, results[0], strict=True))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_strided_inputs(backend: str) -> None:
+    items, categories, lengths = make(3, 4, 3, 5)
+    strided = items.transpose(0, 2).contiguous().transpose(0, 2)
+    expanded = categories[:1].expand(3, -1)
+    expected = soft_assignment_pool(items, expanded.clone(), lengths, backend=backend)
+    torch.testing.assert_close(soft_assignment_pool(strided, expanded, lengths, backend=backend), expected)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_no_gradient_is_computed_that_nobody_asked_for(backend: str) -> None:
+    items, categories, lengths = make(2, 3, 4, 5)
+    soft_assignment_pool(items, categories.requires_grad_(), lengths, backend=backend).sum().backward()
+    assert items.grad is None
+    assert categories.grad is not None
+
+
+@needs_native
+@pytest.mark.parametrize("wanted", [(True, False, False), (False, True, False), (False, False, True)])
+def test_backward_returns_only_what_is_wanted(wanted: tuple[bool, bool, bool]) -> None:
+    items, categories, lengths = make(2, 3, 4, 5)
+    args = (torch.randn(2, 4, 5, dtype=torch.float64), items, categories, lengths, None, 0.1, None)
+    everything = torch.ops.cmi_fast.soft_assignment_pool_backward(*args, True, True, True)
+    for gradient, full, want in zip(
+        torch.ops.cmi_fast.soft_assignment_pool_backward(*args, *wanted), everything, wanted, strict=True
+    ):
+        assert torch.equal(gradient, full) if want else gradient.numel() == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bfloat16", "float16"])
+def test_half_types_run_on_the_reference_in_float32(dtype: torch.dtype) -> None:
+    items, categories, lengths = make(3, 4, 3, 5, dtype)
+    pooled = soft_assignment_pool(items, categories, lengths)
+    assert pooled.dtype == dtype
+    exact = soft_assignment_pool(items.double(), categories.double(), lengths)
+    torch.testing.assert_close(pooled.double(), exact, rtol=torch.finfo(dtype).eps, atol=torch.finfo(dtype).eps)
+
+
+def test_views_pool_sub_sequences() -> None:
+    items, categories, lengths = make(3, 6, 4, 5)
+    views = torch.rand(2, 3, 6) < 0.5
+    pooled = soft_assignment_pool(items, categories, lengths, views=views)
+    for view, interests in zip(views, pooled, strict=True):
+        chosen = [row[:n][keep[:n]] for row, n, keep in zip(items, lengths, view, strict=True)]
+        offsets = torch.tensor([0, *(len(c) for c in chosen)]).cumsum(0)
+        torch.testing.assert_close(interests, soft_assignment_pool(torch.cat(chosen), categories, offsets=offsets))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_autocast(backend: str) -> None:
+    items, categories, lengths = make(2, 3, 4, 5, torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        if backend == "cpu":
+            with pytest.raises(ValueError, match=r"no kernel for torch\.bfloat16"):
+                soft_assignment_pool(items, categories, lengths, backend="cpu")
+        pooled = soft_assignment_pool(items, categories, lengths)
+    expected = soft_assignment_pool(items.bfloat16(), categories.bfloat16(), lengths)
+    assert torch.equal(pooled, expected)
+    assert pooled.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_compiles_as_one_graph(backend: str) -> None:
+    layer = nn.SoftAssignmentPooling(4, 5, backend=backend)
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    items, _, lengths = make(3, 6, 4, 5, torch.float32)
+    for module in (layer, compiled):
+        layer.zero_grad()
+        module(items, lengths).square().sum().backward()
+        if module is layer:
+            expected = layer.categories.grad.clone()
+    torch.testing.assert_close(layer.categories.grad, expected)
+    torch.testing.assert_close(compiled(items, lengths), layer(items, lengths))
+
+
+@needs_native
+def test_a_compiled_graph_checks_values_in_the_operator() -> None:
+    compiled = torch.compile(nn.SoftAssignmentPooling(4, 5, backend="cpu"), fullgraph=True, backend="aot_eager")
+    with pytest.raises(RuntimeError, match=r"lengths\[1\] = 9 is outside \[0, 6\]"):
+        compiled(torch.randn(2, 6, 5), torch.tensor([1, 9]))
+
+
+def test_module_is_the_function() -> None:
+    layer = nn.SoftAssignmentPooling(4, 5, temperature=0.2)
+    items, _, lengths = make(3, 6, 4, 5, torch.float32)
+    assert torch.equal(layer(items, lengths), soft_assignment_pool(items, layer.categories, lengths, temperature=0.2))
+    assert layer.categories.abs().max() <= 5**-0.5
+    assert "categories=4, dim=5" in repr(layer)
+
+
+ITEMS, CATEGORIES, LENGTHS = torch.zeros(2, 3, 5), torch.zeros(4, 5), torch.tensor([1, 2])
+
+
+@pytest.mark.parametrize(
+    ("error", "message", "arguments"),
+    [
+        (TypeError, r"items: expected a tensor \[B, L, d\], found list", {"items": [1.0]}),
+        (TypeError, r"items: expected a dtype among .*found int64", {"items": ITEMS.long()}),
+        (ValueError, r"items: expected shape \[B, L, d\], found float32 \[3, 5\]", {"items": ITEMS[0]}),
+        (TypeError, r"categories: expected dtype torch.float32, as items", {"categories": CATEGORIES.double()}),
+        (ValueError, r"categories: expected shape \[4, 5\]", {"categories": torch.zeros(4, 6)}),
+        (ValueError, r"categories: expected at least one category", {"categories": torch.zeros(0, 5)}),
+        (ValueError, r"categories: expected device cpu", {"categories": CATEGORIES.to("meta")}),
+        (ValueError, r"lengths: expected shape \[2\]", {"lengths": torch.tensor([1])}),
+        (TypeError, r"lengths: expected a dtype among int64, int32", {"lengths": LENGTHS.float()}),
+        (ValueError, r"lengths\[1\]: expected a value in \[0, 4\), found 7", {"lengths": torch.tensor([1, 7])}),
+        (ValueError, r"lengths\[0\]: expected a value in \[0, 4\), found -1", {"lengths": torch.tensor([-1, 0])}),
+        (ValueError, r"lengths, offsets: expected one", {"items": ITEMS[0], "offsets": torch.tensor([0, 3])}),
+        (ValueError, r"temperature: expected a positive finite number, found 0", {"temperature": 0.0}),
+        (ValueError, r"temperature: .* found nan", {"temperature": math.nan}),
+        (ValueError, r"temperature: .* found -0.5", {"temperature": torch.tensor(-0.5)}),
+        (ValueError, r"temperature: expected a number or a 0-d tensor", {"temperature": torch.ones(1)}),
+        (TypeError, r"temperature: expected a number", {"temperature": "warm"}),
+        (ValueError, r"views: expected shape \[1, 2, 3\]", {"views": torch.ones(1, 2, 4, dtype=torch.bool)}),
+        (ValueError, r"views: expected 1 to 8 views, found 9", {"views": torch.ones(9, 2, 3, dtype=torch.bool)}),
+        (TypeError, r"views: expected a dtype among bool", {"views": torch.ones(1, 2, 3)}),
+        (ValueError, r"backend: expected one of auto, reference", {"backend": "gpu"}),
+        (ValueError, r"backend: .* no 'triton' kernel", {"backend": "triton"}),
+        (ValueError, r"backend: .*cpu", {"backend": "cpu", "views": torch.ones(1, 2, 3, dtype=torch.bool)}),
+    ],
+)
+def test_bad_arguments(error: type[Exception], message: str, arguments: dict[str, object]) -> None:
+    with pytest.raises(error, match=message):
+        soft_assignment_pool(**{"items": ITEMS, "categories": CATEGORIES, "lengths": LENGTHS, **arguments})
+
+
+@pytest.mark.parametrize(
+    ("offsets", "message"),
+    [
+        ([0, 3, 2, 6], r"offsets: expected rising values, found offsets\[1\] = 3, then 2"),
+        ([0, 3], r"offsets: expected values from 0 to 6"),
+        ([1, 6], r"offsets: expected values from 0 to 6"),
+        ([], r"offsets: expected shape \[B \+ 1\]"),
+    ],
+)
+def test_bad_offsets(offsets: list[int], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        soft_assignment_pool(torch.zeros(6, 5), CATEGORIES, offsets=torch.tensor(offsets, dtype=torch.int64))
