@@ -14,9 +14,7 @@ BACKENDS = ["reference"] + (["cpu"] if _native.available else [])
 needs_native = pytest.mark.skipif(not _native.available, reason="installed without compiled operators")
 
 
-def with_gradients(
-    function: Callable[..., Tensor], inputs: Sequence[Tensor], cotangent: Tensor
-) -> list[Tensor]:
+def with_gradients(function: Callable[..., Tensor], inputs: Sequence[Tensor], cotangent: Tensor) -> list[Tensor]:
     """The output of ``function(*inputs)`` and the gradients of all inputs for a fixed cotangent.
 
     A random cotangent, never ``sum()``: assignments sum to one over the interests, which would hide the categories'.

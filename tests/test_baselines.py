@@ -1,9 +1,11 @@
 """The shared evaluation task, and the baselines against dense formulas."""
 
 import json
+import warnings
 
 import numpy as np
 import pytest
+from implicit.nearest_neighbours import CosineRecommender
 
 from cmi_fast.data.interactions import Interactions
 from cmi_fast.data.split import DaySplit
@@ -111,6 +113,20 @@ def test_implicit_and_the_product_agree(split):
     few = cosine_similarity(plays, 5).toarray()
     assert ((few > 0).sum(axis=1) <= 5).all()
     np.testing.assert_allclose(-np.sort(-few, axis=1)[:, :5], -np.sort(-whole, axis=1)[:, :5], atol=1e-12)
+
+
+def test_item_knn_equals_what_implicit_recommends(split, tasks):
+    plays, test = binary_matrix(split.train, split.num_items), tasks[1]
+    recommender = CosineRecommender(K=5)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        recommender.fit(plays, show_progress=False)
+    ranked = ItemKNN(cosine_similarity(plays, 5), 5).rank(test)
+    history = binary_matrix(test.history, split.num_items)
+    scores = (history @ recommender.similarity).toarray()
+    for place in range(len(test.users)):
+        _, expected = recommender.recommend(place, history[place], N=10)
+        np.testing.assert_allclose(scores[place, ranked[place, : len(expected)]], expected, atol=1e-12)
 
 
 def test_items_without_a_score_follow_by_recent_popularity():

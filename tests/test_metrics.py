@@ -33,9 +33,7 @@ def literal(ranked, targets, cutoffs):
 def test_equals_a_literal_loop(seed):
     ranked, targets = lists_and_targets(seed)
     cutoffs = (1, 10, 20, 50)
-    assert ranking_metrics(ranked, targets, cutoffs) == pytest.approx(
-        literal(ranked, targets, cutoffs), abs=1e-12
-    )
+    assert ranking_metrics(ranked, targets, cutoffs) == pytest.approx(literal(ranked, targets, cutoffs), abs=1e-12)
 
 
 def test_equals_trec_eval():

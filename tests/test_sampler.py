@@ -86,9 +86,7 @@ def test_shapes_types_and_padding(log: list[list[int]], max_history: int, disjoi
 
 @properties
 @given(logs, st.integers(1, 20), st.floats(0.01, 1))
-def test_independent_views_have_the_size_asked_for(
-    log: list[list[int]], max_history: int, share: float
-) -> None:
+def test_independent_views_have_the_size_asked_for(log: list[list[int]], max_history: int, share: float) -> None:
     for b in sampler(log, max_history=max_history, view_share=share).epoch(0):
         expected = [max(1, min(floor(share * length), max_history)) for length in b.lengths.tolist()]
         assert b.views.sum(-1).tolist() == [expected, expected]

@@ -73,9 +73,7 @@ def test_users_have_two_to_four_interests_and_noise_the_share_asked_for() -> Non
 
 def test_sessions_tend_to_stay_in_one_category(drawn: tuple[pl.DataFrame, pl.DataFrame]) -> None:
     log, truth = drawn
-    frame = log.with_columns(category=pl.Series(categories_of(log, truth))).sort(
-        "user_id", maintain_order=True
-    )
+    frame = log.with_columns(category=pl.Series(categories_of(log, truth))).sort("user_id", maintain_order=True)
     user, time, category = (frame[c].to_numpy() for c in ("user_id", "timestamp", "category"))
     near = (np.diff(user) == 0) & (np.diff(time) < 60_000)
     far = (np.diff(user) == 0) & (np.diff(time) > 3_600_000)

@@ -71,9 +71,7 @@ def recognise(columns: Sequence[str], source: Source) -> Layout:
         return Layout("user_id", "item_id", day, time)
     if {"user_id", "video_id", "date", "time_ms"} <= present:
         return Layout("user_id", "video_id", "date", "time_ms", calendar=True)
-    raise InputError(
-        f"{source.name}: missing columns: found {listing(columns) or 'none'}; expected {LAYOUTS}"
-    )
+    raise InputError(f"{source.name}: missing columns: found {listing(columns) or 'none'}; expected {LAYOUTS}")
 
 
 def row_filter(where: str, schema: pl.Schema, source: Source) -> pl.Expr:

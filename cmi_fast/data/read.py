@@ -22,14 +22,14 @@ def read_log(path: str | Path, where: str | None = None) -> Log:
     with the file, its columns, its values or the filter.
     """
     path = Path(path)
-    if path.is_dir():
-        raise InputError(f"{path}: is a directory, expected a .parquet, .csv or .csv.gz file")
-    if not path.exists():
-        raise InputError(f"{path}: no such file")
-    if path.stat().st_size == 0:
-        raise InputError(f"{path}: the file is empty")
     name = path.name.lower()
     try:
+        if path.is_dir():
+            raise InputError(f"{path}: is a directory, expected a .parquet, .csv or .csv.gz file")
+        if not path.exists():
+            raise InputError(f"{path}: no such file")
+        if path.stat().st_size == 0:
+            raise InputError(f"{path}: the file is empty")
         if name.endswith(".parquet"):
             return extract(pl.scan_parquet(path, glob=False), Source(str(path)), where)
         if name.endswith((".csv", ".csv.gz")):

@@ -182,9 +182,7 @@ class _UnplayedItems:
         return self._rows[ranks + ends - self._starts[users]]
 
 
-def _random_subsets(
-    inside: NDArray[np.bool_], sizes: NDArray[np.int64], rng: np.random.Generator
-) -> NDArray[np.bool_]:
+def _random_subsets(inside: NDArray[np.bool_], sizes: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.bool_]:
     """Of the True places of each row of ``inside`` [R, B, L], a uniformly random ``sizes`` [B] of them."""
     width = inside.shape[-1]
     # The position in the low digits makes the keys of a row distinct, so that each subset has its exact size.

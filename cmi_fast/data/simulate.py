@@ -155,9 +155,7 @@ def _slots(
     return played
 
 
-def _draw_columns(
-    rng: np.random.Generator, weights: NDArray[np.float64], rows: NDArray[np.int64]
-) -> NDArray[np.int64]:
+def _draw_columns(rng: np.random.Generator, weights: NDArray[np.float64], rows: NDArray[np.int64]) -> NDArray[np.int64]:
     """For each of ``rows`` [n], a column of ``weights`` [R, C] drawn in proportion to that row's weights.
 
     The rows' distribution functions lie end to end, in whole units, so that one binary search serves all.
@@ -166,9 +164,7 @@ def _draw_columns(
     edges = np.rint(shares / shares[:, -1:] * _UNITS).astype(np.int64)
     edges += np.arange(len(weights))[:, None] * _UNITS
     points = rows * _UNITS + rng.integers(_UNITS, size=len(rows))
-    columns: NDArray[np.int64] = (
-        np.searchsorted(edges.ravel(), points, side="right") - rows * weights.shape[1]
-    )
+    columns: NDArray[np.int64] = np.searchsorted(edges.ravel(), points, side="right") - rows * weights.shape[1]
     return columns
 
 

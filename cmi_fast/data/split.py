@@ -57,10 +57,8 @@ def split_by_day(interactions: Interactions) -> DaySplit:
     test_day = int(present[-1])
     valid_day = test_day - 1
     if present[-2] != valid_day:
-        raise InputError(
-            f"no plays on the valid day {valid_day}, the day before the last: the days before {test_day} with "
-            f"plays end at {present[-2]}"
-        )
+        found = f"the last days with plays are {present[-2]} and {test_day}"
+        raise InputError(f"no plays on day {valid_day}, the valid day before test day {test_day}: {found}")
     training = days < valid_day
     train = _histories(interactions, training)
     catalogue = np.bincount(train.items, minlength=interactions.num_items) > 0

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from cmi_fast.data.histories import Histories
 from cmi_fast.data.interactions import Interactions
 from cmi_fast.data.split import DaySplit
+from cmi_fast.tables import text_table
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class TargetStatistics:
 
 @dataclass(frozen=True)
 class PartStatistics:
-    """One part of the split: its days, its users and items with plays, its plays, and (not train) its targets."""
+    """One part of the split: its days, users and items with plays, plays and, but for train, its targets."""
 
     name: str
     first_day: int
@@ -69,7 +70,7 @@ class Statistics:
             ],
         ]
         parts = [["part", "days", "users", "items", "plays", "targets", "cold", "repeats", "no history"]]
-        return "\n\n".join(_table(rows) for rows in (log, parts + [_cells(part) for part in self.parts]))
+        return "\n\n".join(text_table(rows) for rows in (log, parts + [_cells(part) for part in self.parts]))
 
 
 def statistics(interactions: Interactions) -> Statistics:
@@ -113,11 +114,15 @@ def _part(
         name=name,
         first_day=int(days.min()),
         last_day=int(days.max()),
-        users=np.count_nonzero(np.bincount(interactions.users[chosen])),
-        items=np.count_nonzero(np.bincount(interactions.items[chosen])),
+        users=_count_distinct(interactions.users[chosen]),
+        items=_count_distinct(interactions.items[chosen]),
         plays=len(days),
         targets=targets,
     )
+
+
+def _count_distinct(rows: NDArray[np.int32]) -> int:
+    return int(np.count_nonzero(np.bincount(rows)))
 
 
 def _target_statistics(split: DaySplit, targets: Histories, earlier: Histories) -> TargetStatistics:
@@ -147,10 +152,3 @@ def _cells(part: PartStatistics) -> list[str]:
     targets = part.targets
     shares = [f"{targets.cold_share:.2%}", f"{targets.repeat_share:.2%}"]
     return [*cells, f"{targets.count:,}", *shares, f"{targets.users_without_history:,}"]
-
-
-def _table(rows: list[list[str]]) -> str:
-    """Right-aligned columns, two spaces apart."""
-    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
-    lines = ("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
-    return "\n".join(lines)

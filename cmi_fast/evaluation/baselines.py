@@ -80,9 +80,7 @@ class ItemKNN:
         return max(candidates, key=lambda model: valid.evaluate(model.rank(valid))[f"recall@{LIST_LENGTH}"])
 
 
-def evaluate_baselines(
-    split: DaySplit, valid: EvaluationTask, test: EvaluationTask
-) -> dict[str, dict[str, Any]]:
+def evaluate_baselines(split: DaySplit, valid: EvaluationTask, test: EvaluationTask) -> dict[str, dict[str, Any]]:
     """``{"item_knn": {"valid": metrics, "test": metrics, "neighbours": K or "all"}, "popularity": {...},
     "recent_popularity": {...}}`` with the metrics of :func:`ranking_metrics`."""
     item_knn = ItemKNN.fit(split, valid)
@@ -92,8 +90,7 @@ def evaluate_baselines(
         "recent_popularity": Popularity(valid.popular),
     }
     results: dict[str, dict[str, Any]] = {
-        name: {task.name: task.evaluate(model.rank(task)) for task in (valid, test)}
-        for name, model in models.items()
+        name: {task.name: task.evaluate(model.rank(task)) for task in (valid, test)} for name, model in models.items()
     }
     results["item_knn"]["neighbours"] = item_knn.neighbours or "all"
     return results

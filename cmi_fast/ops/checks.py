@@ -16,6 +16,7 @@ from torch import Tensor
 
 FLOATING = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 INTEGER = (torch.int64, torch.int32)
+REDUCTIONS = ("none", "sum", "mean")
 MAX_VIEWS = 8
 
 
@@ -24,13 +25,16 @@ def describe(tensor: Tensor) -> str:
 
 
 def check_tensor(name: str, tensor: object, shape: str, dtypes: Sequence[torch.dtype] = FLOATING) -> Tensor:
-    """``tensor`` is a tensor of one of ``dtypes`` with the rank that ``shape`` (such as ``"[B, L, d]"``) shows."""
+    """``tensor`` is a tensor of one of ``dtypes`` with the rank that ``shape`` shows.
+
+    ``shape`` is such as ``"[B, L, d]"``, or ``"[N, d] or [B, m, d]"``.
+    """
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{name}: expected a tensor {shape}, found {type(tensor).__name__}")
     if tensor.dtype not in dtypes:
         names = ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
         raise TypeError(f"{name}: expected a dtype among {names}, found {describe(tensor)}")
-    if tensor.dim() != shape.count(",") + 1:
+    if tensor.dim() not in [alternative.count(",") + 1 for alternative in shape.split(" or ")]:
         raise ValueError(f"{name}: expected shape {shape}, found {describe(tensor)}")
     return tensor
 
@@ -46,24 +50,46 @@ def check_same(first_name: str, first: Tensor, **others: Tensor | None) -> None:
     for name, other in others.items():
         if other is None:
             continue
-        if other.device != first.device:
-            raise ValueError(f"{name}: expected device {first.device}, as {first_name}, found {other.device}")
+        check_device(first_name, first, **{name: other})
         if other.is_floating_point() and other.dtype != first.dtype:
             raise TypeError(f"{name}: expected dtype {first.dtype}, as {first_name}, found {other.dtype}")
 
 
-def check_temperature(temperature: float | Tensor, like: Tensor) -> tuple[float, Tensor | None]:
-    """The operators' two arguments: a number, or 1.0 and a 0-d tensor of ``like``'s dtype that may need a gradient."""
+def check_device(first_name: str, first: Tensor, **others: Tensor) -> None:
+    """All tensors share the first one's device."""
+    for name, other in others.items():
+        if other.device != first.device:
+            raise ValueError(f"{name}: expected device {first.device}, as {first_name}, found {other.device}")
+
+
+def check_not_empty(name: str, tensor: Tensor, shape: str) -> None:
+    """No dimension of ``tensor`` is zero; ``shape`` (such as ``"[m, d]"``) names them."""
+    if tensor.numel() == 0:
+        raise ValueError(f"{name}: expected shape {shape} without a zero, found {list(tensor.shape)}")
+
+
+def check_choice(name: str, choice: object, choices: Sequence[str]) -> None:
+    if choice not in choices:
+        raise ValueError(f"{name}: expected one of {', '.join(choices)}, found {choice!r}")
+
+
+def check_temperature(temperature: float | Tensor, like: Tensor, *, least: float = 0.0) -> tuple[float, Tensor | None]:
+    """The operators' two arguments: a number, or 1.0 and a 0-d tensor of ``like``'s dtype that may need a gradient.
+
+    ``least`` is the smallest temperature allowed; a tensor's is compared with it as its own dtype holds it.
+    """
     if isinstance(temperature, Tensor):
         if temperature.dim() != 0 or not temperature.is_floating_point():
             raise ValueError(f"temperature: expected a number or a 0-d tensor, found {describe(temperature)}")
         if values_can_be_read(temperature):
-            check_temperature(temperature.item(), like)
+            check_temperature(temperature.item(), like, least=torch.tensor(least, dtype=temperature.dtype).item())
         return 1.0, temperature.to(device=like.device, dtype=like.dtype)
     if isinstance(temperature, bool) or not isinstance(temperature, (int, float)):
         raise TypeError(f"temperature: expected a number or a 0-d tensor, found {type(temperature).__name__}")
     if not (math.isfinite(temperature) and temperature > 0):
         raise ValueError(f"temperature: expected a positive finite number, found {temperature}")
+    if temperature < least:
+        raise ValueError(f"temperature: expected at least {least:g}, found {temperature:g}")
     return float(temperature), None
 
 
@@ -105,11 +131,14 @@ def check_views(views: Tensor | None, shape: torch.Size) -> None:
         raise ValueError(f"views: expected 1 to {MAX_VIEWS} views, found {len(views)}")
 
 
-def check_range(name: str, values: Tensor, low: int, high: int, error: type[Exception]) -> None:
-    """low <= values < high, or ``error`` naming the first position outside."""
-    outside = ((values < low) | (values >= high)).nonzero()
-    if len(outside):
-        position = tuple(outside[0].tolist())
+def check_range(
+    name: str, values: Tensor, low: int, high: int, error: type[Exception], *, only: Tensor | None = None
+) -> None:
+    """low <= values < high, or ``error`` naming the first position outside; ``only`` (bool) says where to look."""
+    outside = (values < low) | (values >= high)
+    positions = (outside if only is None else outside & only).nonzero()
+    if len(positions):
+        position = tuple(positions[0].tolist())
         place = ", ".join(map(str, position))
         raise error(f"{name}[{place}]: expected a value in [{low}, {high}), found {values[position]}")
 

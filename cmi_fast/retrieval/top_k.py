@@ -64,9 +64,7 @@ def top_k(
     return scores, rows
 
 
-def _search(
-    interests: Tensor, items: Tensor, k: int, excluded: tuple[Tensor, Tensor] | None
-) -> tuple[Tensor, Tensor]:
+def _search(interests: Tensor, items: Tensor, k: int, excluded: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor]:
     """Scores and rows, both [U, min(k, V)], of one block of users [U, m, d], whose excluded pairs are
     (users [n], ids [n])."""
     scores = interests.new_empty(len(interests), 0)
@@ -150,8 +148,7 @@ def _check_exclude(
         raise ValueError(f"exclude_ids must have shape [n], got {list(ids.shape)}")
     if offsets[0] < 0 or offsets[-1] > len(ids) or (offsets.diff() < 0).any():
         raise ValueError(
-            f"exclude_offsets {list(offsets.shape)} must rise from 0 to at most {len(ids)}, "
-            "the length of exclude_ids"
+            f"exclude_offsets {list(offsets.shape)} must rise from 0 to at most {len(ids)}, the length of exclude_ids"
         )
     if ((ids < 0) | (ids >= num_items)).any():
         wrong = int(((ids < 0) | (ids >= num_items)).nonzero()[0])

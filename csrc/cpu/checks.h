@@ -10,7 +10,7 @@
 #include <cmath>
 #include <optional>
 
-#include "cpu/kernels/soft_assignment_pool.h"
+#include "cpu/kernels/sequences.h"
 
 namespace cmi_fast {
 
@@ -31,8 +31,9 @@ T* mutable_data(const Tensor& tensor) {
 }
 
 inline Tensor contiguous_index(const Tensor& index, const char* name, int64_t size) {
-  STD_TORCH_CHECK(index.scalar_type() == ScalarType::Long && index.dim() == 1 && index.size(0) == size && index.is_cpu(),
-                  name, " must be int64 of shape [", size, "] on the CPU");
+  STD_TORCH_CHECK(
+      index.scalar_type() == ScalarType::Long && index.dim() == 1 && index.size(0) == size && index.is_cpu(), name,
+      " must be int64 of shape [", size, "] on the CPU");
   return torch::stable::contiguous(index);
 }
 

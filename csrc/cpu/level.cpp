@@ -9,8 +9,7 @@
 namespace cmi_fast {
 namespace {
 
-#define CMI_FAST_NAME(level) #level,
-constexpr std::array NAMES{CMI_FAST_FOR_EACH_LEVEL(CMI_FAST_NAME)};
+constexpr std::array NAMES{"baseline", "v3", "v4", "v4_bf16"};
 
 bool supported(Level level) {
 #if defined(__x86_64__)
@@ -20,10 +19,14 @@ bool supported(Level level) {
                   __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
                   __builtin_cpu_supports("avx512vl");
   switch (level) {
-    case Level::baseline: return true;
-    case Level::v3: return v3;
-    case Level::v4: return v4;
-    case Level::v4_bf16: return v4 && __builtin_cpu_supports("avx512bf16");
+    case Level::baseline:
+      return true;
+    case Level::v3:
+      return v3;
+    case Level::v4:
+      return v4;
+    case Level::v4_bf16:
+      return v4 && __builtin_cpu_supports("avx512bf16");
   }
   return false;
 #else

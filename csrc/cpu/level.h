@@ -1,21 +1,38 @@
 // ISA levels: which ones this CPU runs, and which one the kernels use.
 #pragma once
 
+#include <initializer_list>
 #include <string>
 
 namespace cmi_fast {
 
-// The levels that are built, from the lowest; CMakeLists.txt holds their flags.
+// The kernel `name` of type `Type`, one for each level in the level's own namespace: its declarations at namespace
+// scope, and in a function the one to use now.
+#define CMI_FAST_DECLARE_KERNEL_AT(level, Type, name) \
+  namespace level {                                   \
+  extern const Type name;                             \
+  }
 #if defined(__x86_64__)
-#define CMI_FAST_FOR_EACH_LEVEL(apply) apply(baseline) apply(v3) apply(v4) apply(v4_bf16)
+#define CMI_FAST_DECLARE_KERNEL(Type, name)        \
+  CMI_FAST_DECLARE_KERNEL_AT(baseline, Type, name) \
+  CMI_FAST_DECLARE_KERNEL_AT(v3, Type, name)       \
+  CMI_FAST_DECLARE_KERNEL_AT(v4, Type, name)       \
+  CMI_FAST_DECLARE_KERNEL_AT(v4_bf16, Type, name)
+#define CMI_FAST_KERNEL(Type, name) ::cmi_fast::at_level<Type>({&baseline::name, &v3::name, &v4::name, &v4_bf16::name})
 #else
-#define CMI_FAST_FOR_EACH_LEVEL(apply) apply(baseline)
+#define CMI_FAST_DECLARE_KERNEL(Type, name) CMI_FAST_DECLARE_KERNEL_AT(baseline, Type, name)
+#define CMI_FAST_KERNEL(Type, name) ::cmi_fast::at_level<Type>({&baseline::name})
 #endif
 
 enum class Level { baseline, v3, v4, v4_bf16 };
 
 // The best level of this CPU, unless set_isa_level chose another.
 Level isa_level();
+
+template <class Kernel>
+const Kernel& at_level(std::initializer_list<const Kernel*> levels) {
+  return **(levels.begin() + size_t(isa_level()));
+}
 
 // What Python sees: the names, as CMI_FAST_ISA takes them; a name that this CPU cannot run is an error.
 std::string isa_level_name();

@@ -8,14 +8,14 @@
 #include <cstdint>
 #include <vector>
 
-#include "cpu/kernels/soft_assignment_pool.h"
+#include "cpu/kernels/sequences.h"
 
 namespace cmi_fast {
 
 // Boundaries of the parts: part i is the sequences boundaries[i] .. boundaries[i + 1].
 inline std::vector<int64_t> partition(const Sequences& sequences) {
   constexpr int64_t MAX_PARTS = 64;
-  constexpr int64_t MIN_ROWS = 512;   // some 20 microseconds of work: about what starting a thread costs
+  constexpr int64_t MIN_ROWS = 512;     // some 20 microseconds of work: about what starting a thread costs
   constexpr int64_t SEQUENCE_ROWS = 4;  // what a sequence costs beside its rows
   int64_t total = 0;
   for (int64_t b = 0; b < sequences.batch; ++b) total += sequences.length(b) + SEQUENCE_ROWS;

@@ -1,26 +1,21 @@
+#include "cpu/kernels/soft_assignment_pool.h"
+
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
 #include "cpu/checks.h"
-#include "cpu/kernels/soft_assignment_pool.h"
 #include "cpu/level.h"
 #include "cpu/partition.h"
 
 namespace cmi_fast {
 
-#define CMI_FAST_DECLARE(level)                                \
-  namespace level {                                            \
-  extern const SoftAssignmentPoolKernels soft_assignment_pool; \
-  }
-CMI_FAST_FOR_EACH_LEVEL(CMI_FAST_DECLARE)
+CMI_FAST_DECLARE_KERNEL(SoftAssignmentPoolKernels, soft_assignment_pool)
 
 namespace {
 
 template <class T>
 const SoftAssignmentPoolKernel<T>& kernel() {
-#define CMI_FAST_ADDRESS(level) &level::soft_assignment_pool,
-  static const SoftAssignmentPoolKernels* const levels[] = {CMI_FAST_FOR_EACH_LEVEL(CMI_FAST_ADDRESS)};
-  const SoftAssignmentPoolKernels& kernels = *levels[size_t(isa_level())];
+  const SoftAssignmentPoolKernels& kernels = CMI_FAST_KERNEL(SoftAssignmentPoolKernels, soft_assignment_pool);
   if constexpr (std::is_same_v<T, float>)
     return kernels.float32;
   else
@@ -59,7 +54,7 @@ struct Call {
     check_sequences(sequences, items.numel() / d);
     packed = torch::stable::new_empty(items, {kernel.packed_size(m, d)});
     kernel.pack_categories(data<T>(categories), m, d, mutable_data<T>(packed));
-    problem = {sequences, data<T>(items), m, d, T(1 / temperature_value<T>(temperature, temperature_tensor)),
+    problem = {sequences,      data<T>(items), m, d, T(1 / temperature_value<T>(temperature, temperature_tensor)),
                data<T>(packed)};
     boundaries = partition(sequences);
     parts = boundaries.size() - 1;
@@ -125,9 +120,12 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Call<T>& call, const Tensor& p
 template <class Run>
 auto dispatch(const Tensor& items, const Run& run) {
   switch (items.scalar_type()) {
-    case ScalarType::Float: return run(float());
-    case ScalarType::Double: return run(double());
-    default: STD_TORCH_CHECK(false, "items must be float32 or float64");
+    case ScalarType::Float:
+      return run(float());
+    case ScalarType::Double:
+      return run(double());
+    default:
+      STD_TORCH_CHECK(false, "items must be float32 or float64");
   }
 }
 

@@ -1,23 +1,9 @@
 // The interface between the operator (torch, threads, memory) and its torch-free loops, built once per ISA level.
 #pragma once
 
-#include <cstdint>
+#include "cpu/kernels/sequences.h"
 
 namespace cmi_fast {
-
-// Sequences of rows in one buffer. Padded: sequence b starts at row b * capacity and holds lengths[b] rows, all of
-// them without lengths. Jagged: it holds the rows offsets[b] .. offsets[b + 1].
-struct Sequences {
-  int64_t batch, capacity;
-  const int64_t* lengths;
-  const int64_t* offsets;
-
-  int64_t first(int64_t b) const { return offsets ? offsets[b] : b * capacity; }
-  int64_t length(int64_t b) const {
-    return offsets ? offsets[b + 1] - offsets[b] : lengths ? lengths[b] : capacity;
-  }
-  int64_t rows(int64_t b) const { return offsets ? length(b) : capacity; }  // with the padding
-};
 
 template <class T>
 struct SoftAssignmentPool {
@@ -30,10 +16,10 @@ struct SoftAssignmentPool {
 
 template <class T>
 struct SoftAssignmentPoolGradients {
-  const T* pooled;   // [batch, m, d], the cotangent
-  T* items;          // [rows, d], or null: not wanted
-  T* categories;     // [m, d] partial sum of this call, with respect to the unit categories; or null
-  T* temperature;    // [1] partial sum of this call, or null
+  const T* pooled;  // [batch, m, d], the cotangent
+  T* items;         // [rows, d], or null: not wanted
+  T* categories;    // [m, d] partial sum of this call, with respect to the unit categories; or null
+  T* temperature;   // [1] partial sum of this call, or null
 };
 
 template <class T>

@@ -45,9 +45,7 @@ inline void store(T* to, V v) {
   __builtin_memcpy(to, &v, sizeof(V));
 }
 
-inline int64_t round_up(int64_t count, int64_t multiple) {
-  return (count + multiple - 1) / multiple * multiple;
-}
+inline int64_t round_up(int64_t count, int64_t multiple) { return (count + multiple - 1) / multiple * multiple; }
 
 template <class T>
 struct Float;
@@ -56,7 +54,7 @@ template <>
 struct Float<float> {
   using Int = int32_t;
   static constexpr int MANTISSA = 23;
-  static constexpr int EXP_DEGREE = 7;  // Taylor remainder 5e-9 on |r| <= ln(2)/2
+  static constexpr int EXP_DEGREE = 7;         // Taylor remainder 5e-9 on |r| <= ln(2)/2
   static constexpr float ROUND = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
   static constexpr float LN2_HIGH = 0.693359375f, LN2_LOW = -2.12194440e-4f;
   static constexpr float EXP_MIN = -87.0f;
@@ -66,26 +64,15 @@ template <>
 struct Float<double> {
   using Int = int64_t;
   static constexpr int MANTISSA = 52;
-  static constexpr int EXP_DEGREE = 13;  // Taylor remainder 4e-18
+  static constexpr int EXP_DEGREE = 13;                // Taylor remainder 4e-18
   static constexpr double ROUND = 6755399441055744.0;  // 1.5 * 2^52
   static constexpr double LN2_HIGH = 6.93147180369123816490e-01, LN2_LOW = 1.90821492927058770002e-10;
   static constexpr double EXP_MIN = -708.0;
 };
 
-constexpr double INVERSE_FACTORIAL[] = {1.0,
-                                        1.0,
-                                        1.0 / 2,
-                                        1.0 / 6,
-                                        1.0 / 24,
-                                        1.0 / 120,
-                                        1.0 / 720,
-                                        1.0 / 5040,
-                                        1.0 / 40320,
-                                        1.0 / 362880,
-                                        1.0 / 3628800,
-                                        1.0 / 39916800,
-                                        1.0 / 479001600,
-                                        1.0 / 6227020800};
+constexpr double INVERSE_FACTORIAL[] = {
+    1.0,        1.0,         1.0 / 2,      1.0 / 6,       1.0 / 24,       1.0 / 120,       1.0 / 720,
+    1.0 / 5040, 1.0 / 40320, 1.0 / 362880, 1.0 / 3628800, 1.0 / 39916800, 1.0 / 479001600, 1.0 / 6227020800};
 
 // e^x for x <= 0 (what a softmax needs): 2^n e^r with n = round(x / ln 2). Exactly 0 below EXP_MIN; NaN stays NaN.
 template <class T, int BYTES>

@@ -1,0 +1,209 @@
+"""How benchmarks measure: variants in turn, medians, ceilings and memory of the same run, no time for a wrong result."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import cmi_fast
+
+Run = Callable[[], Sequence[Tensor]]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One variant of one case. Times in milliseconds; ``ratio`` is how many times slower than ours it is."""
+
+    operator: str
+    case: str
+    variant: str
+    median_ms: float
+    quartiles_ms: tuple[float, float]
+    ratio: float
+    ratio_range: tuple[float, float]
+    gflops: float | None
+    peak_share: float | None
+    gigabytes_per_second: float | None
+    bandwidth_share: float | None
+    extra_mb: float | None
+
+
+@dataclass
+class Report:
+    """The measurements of a session. ``timed`` is false in a smoke test, where everything runs once."""
+
+    timed: bool
+    rows: list[Row] = field(default_factory=list)
+
+    def compare(
+        self,
+        benchmark: Any,
+        operator: str,
+        case: str,
+        variants: dict[str, Run],
+        *,
+        tolerance: float,
+        flops: float | None = None,
+        traffic: float | None = None,
+        rounds: int = 25,
+    ) -> dict[str, float]:
+        """Time ``variants`` round by round, one after the other; the first is ours. Returns their ratios to ours.
+
+        Args:
+            tolerance: largest error of any result, relative to the largest magnitude of our result.
+            flops, traffic: what an ideal implementation computes, and moves in bytes; for the shares of the ceilings.
+        """
+        ours, *others = variants
+        expected = variants[ours]()
+        for name in others:
+            assert_equal(variants[name](), expected, tolerance, f"{operator} {case}: {name} against {ours}")
+        times: dict[str, list[float]] = {name: [] for name in variants}
+
+        def time_others() -> None:
+            for name in others:
+                times[name].append(seconds(variants[name]))
+
+        benchmark.pedantic(variants[ours], setup=time_others, rounds=rounds, warmup_rounds=2)
+        if not self.timed:
+            return {}
+        times[ours] = benchmark.stats.stats.data
+        times = {name: values[-rounds:] for name, values in times.items()}  # without the warm-up's
+        for name, values in times.items():
+            self.rows.append(
+                _row(operator, case, name, values, times[ours], flops, traffic, extra_memory(variants[name]))
+            )
+        return {row.variant: row.ratio for row in self.rows[-len(variants) :]}
+
+    def machine(self) -> dict[str, Any]:
+        return {
+            "date": date.today().isoformat(),
+            "processor": _processor(),
+            "python": platform.python_version(),
+            **{key: value for key, value in cmi_fast.build_info().items() if key != "isa_supported"},
+            "fma_peak_gflops": round(fma_peak(), 1),
+            "copy_bandwidth_gb_s": round(copy_bandwidth(), 1),
+        }
+
+    def markdown(self) -> str:
+        machine = self.machine()
+        lines = [", ".join(f"{key} {value}" for key, value in machine.items() if value is not None), ""]
+        lines += [
+            "| operator | case | variant | median ms (quartiles) | × ours (quartiles) | GFLOP/s (of peak) "
+            "| GB/s (of copy) | extra MB |",
+            "|---|---|---|---|---|---|---|---|",
+        ]
+        for row in self.rows:
+            low, high = row.quartiles_ms
+            flops = "" if row.gflops is None else f"{row.gflops:.0f} ({row.peak_share:.0%})"
+            traffic = (
+                "" if row.bandwidth_share is None else f"{row.gigabytes_per_second:.1f} ({row.bandwidth_share:.0%})"
+            )
+            memory = "" if row.extra_mb is None else f"{row.extra_mb:.0f}"
+            ratio = f"{row.ratio:.2f} ({row.ratio_range[0]:.2f}-{row.ratio_range[1]:.2f})"
+            lines.append(
+                f"| {row.operator} | {row.case} | {row.variant} | {row.median_ms:.3f} ({low:.3f}-{high:.3f}) "
+                f"| {ratio} | {flops} | {traffic} | {memory} |"
+            )
+        return "\n".join(lines)
+
+    def write(self, stem: Path) -> None:
+        stem.parent.mkdir(parents=True, exist_ok=True)
+        content = {"machine": self.machine(), "rows": [asdict(row) for row in self.rows]}
+        stem.with_suffix(".json").write_text(json.dumps(content, indent=1) + "\n")
+        stem.with_suffix(".md").write_text(self.markdown() + "\n")
+
+
+def assert_equal(result: Sequence[Tensor], expected: Sequence[Tensor], tolerance: float, what: str) -> None:
+    for index, (left, right) in enumerate(zip(result, expected, strict=True)):
+        error = (left.double() - right.double()).abs().max() / right.double().abs().max()
+        assert error <= tolerance, f"{what}: result {index} differs by {error:.1e}"
+
+
+def seconds(run: Run) -> float:
+    started = time.perf_counter()
+    run()
+    return time.perf_counter() - started
+
+
+def extra_memory(run: Run) -> float | None:
+    """Most memory in MB that one run takes beside what was there, results included. Linux only."""
+    status, refs = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+    if not refs.exists():
+        return None
+
+    def resident(key: str) -> int:
+        return int(status.read_text().split(f"{key}:")[1].split()[0])
+
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)  # memory kept for reuse would hide what the run takes
+    before = resident("VmRSS")
+    refs.write_text("5")  # forgets the peak
+    run()
+    return (resident("VmHWM") - before) / 1024
+
+
+def fma_peak() -> float:
+    """GFLOP/s of multiply-adds in registers on all threads: the best of several short runs."""
+    best = 0.0
+    for _ in range(10):
+        started = time.perf_counter()
+        flops = torch.ops.cmi_fast.fma_ceiling_flops(1_000_000)
+        best = max(best, flops / (time.perf_counter() - started))
+    return best / 1e9
+
+
+def copy_bandwidth() -> float:
+    """GB/s, read and written, of a copy too large for any cache."""
+    source = torch.ones(64 * 2**20)
+    target = torch.empty_like(source)
+    times = [seconds(lambda: [target.copy_(source)]) for _ in range(7)]
+    return 2 * source.nbytes / min(times) / 1e9
+
+
+def _row(
+    operator: str,
+    case: str,
+    variant: str,
+    times: list[float],
+    ours: list[float],
+    flops: float | None,
+    traffic: float | None,
+    extra_mb: float | None,
+) -> Row:
+    low, median, high = statistics.quantiles(times, n=4)
+    ratios = statistics.quantiles([a / b for a, b in zip(times, ours, strict=True)], n=4)
+    gflops = None if flops is None else flops / median / 1e9
+    rate = None if traffic is None else traffic / median / 1e9
+    return Row(
+        operator=operator,
+        case=case,
+        variant=variant,
+        median_ms=1e3 * median,
+        quartiles_ms=(1e3 * low, 1e3 * high),
+        ratio=ratios[1],
+        ratio_range=(ratios[0], ratios[2]),
+        gflops=gflops,
+        peak_share=None if gflops is None else gflops / fma_peak(),
+        gigabytes_per_second=rate,
+        bandwidth_share=None if rate is None else rate / copy_bandwidth(),
+        extra_mb=extra_mb,
+    )
+
+
+def _processor() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []:
+        if line.startswith("model name"):
+            return line.split(":", 1)[1].strip()
+    return platform.processor()

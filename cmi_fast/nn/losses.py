@@ -1,0 +1,108 @@
+"""Losses as modules."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from cmi_fast import functional
+
+
+class NTXentLoss(nn.Module):
+    """lightly's ``NTXentLoss``: the contrastive loss of SimCLR, same value and gradient, in O(N d) memory where fused.
+
+    Args:
+        temperature: as in :func:`cmi_fast.functional.nt_xent_loss`; an ``nn.Parameter`` is learned.
+        memory_bank_size: 0, the only size supported.
+        gather_distributed: False, the only value supported.
+        negatives, direction, normalize, reduction, backend: as in :func:`cmi_fast.functional.nt_xent_loss`.
+
+    Raises:
+        ValueError: a memory bank or a gather over processes is asked for.
+    """
+
+    def __init__(
+        self,
+        temperature: float | Tensor = 0.5,
+        memory_bank_size: int | Sequence[int] = 0,
+        gather_distributed: bool = False,
+        *,
+        negatives: str = "all",
+        direction: str = "both",
+        normalize: bool = True,
+        reduction: str = "mean",
+        backend: str = "auto",
+    ) -> None:
+        super().__init__()
+        if memory_bank_size != 0:
+            raise ValueError(f"memory_bank_size: a memory bank is not supported, expected 0, found {memory_bank_size}")
+        if gather_distributed:
+            raise ValueError("gather_distributed: gathering over processes is not supported, expected False")
+        self.temperature = temperature
+        self.negatives = negatives
+        self.direction = direction
+        self.normalize = normalize
+        self.reduction = reduction
+        self.backend = backend
+
+    def forward(self, out0: Tensor, out1: Tensor) -> Tensor:
+        """The loss of two views [N, d] or [B, m, d] of the same rows."""
+        return functional.nt_xent_loss(
+            out0,
+            out1,
+            temperature=self.temperature,
+            negatives=self.negatives,
+            direction=self.direction,
+            normalize=self.normalize,
+            reduction=self.reduction,
+            backend=self.backend,
+        )
+
+    def extra_repr(self) -> str:
+        return (
+            f"temperature={float(self.temperature):g}, negatives={self.negatives!r}, direction={self.direction!r}, "
+            f"normalize={self.normalize}, reduction={self.reduction!r}, backend={self.backend!r}"
+        )
+
+
+class InterestSoftmaxLoss(nn.Module):
+    """Cross-entropy over candidates scored by a user's best interest (Eq. 7).
+
+    Args:
+        temperature, reduction, backend: as in :func:`cmi_fast.functional.interest_softmax_loss`.
+    """
+
+    def __init__(self, temperature: float | Tensor = 0.1, *, reduction: str = "mean", backend: str = "auto") -> None:
+        super().__init__()
+        self.temperature = temperature
+        self.reduction = reduction
+        self.backend = backend
+
+    def forward(
+        self,
+        interests: Tensor,
+        candidates: Tensor,
+        targets: Tensor,
+        general: Tensor | None = None,
+        *,
+        candidate_bias: Tensor | None = None,
+        exclude: Tensor | None = None,
+        candidate_ids: Tensor | None = None,
+    ) -> Tensor:
+        """The loss of interests [B, m, d] whose positives are the rows ``targets`` [B] of candidates [C, d]."""
+        return functional.interest_softmax_loss(
+            interests,
+            candidates,
+            targets,
+            general,
+            temperature=self.temperature,
+            candidate_bias=candidate_bias,
+            exclude=exclude,
+            candidate_ids=candidate_ids,
+            reduction=self.reduction,
+            backend=self.backend,
+        )
+
+    def extra_repr(self) -> str:
+        return f"temperature={float(self.temperature):g}, reduction={self.reduction!r}, backend={self.backend!r}"

@@ -1,0 +1,92 @@
+"""``item_soft_assignment_pool``: one interest per latent category, from item ids and their table (Eq. 1-3)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from cmi_fast import reference
+from cmi_fast.ops.backend import choose_backend
+from cmi_fast.ops.checks import (
+    INTEGER,
+    cast_for_autocast,
+    check_device,
+    check_not_empty,
+    check_range,
+    check_same,
+    check_sequences,
+    check_shape,
+    check_temperature,
+    check_tensor,
+    check_views,
+    values_can_be_read,
+)
+
+
+def item_soft_assignment_pool(
+    ids: Tensor,
+    table: Tensor,
+    categories: Tensor,
+    lengths: Tensor | None = None,
+    *,
+    offsets: Tensor | None = None,
+    temperature: float | Tensor = 0.1,
+    views: Tensor | None = None,
+    sparse_grad: bool = False,
+    backend: str = "auto",
+) -> Tensor:
+    r"""Assign the items ``table[ids]`` softly to m categories and pool one interest per category (Eq. 1-3).
+
+    The same as ``soft_assignment_pool(F.embedding(ids, table), categories, ...)``: with unit vectors
+    :math:`\hat v_i` of the table's rows and :math:`\hat g_k` of the categories,
+
+    .. math:: u_k = \sum_i p_{ik} \hat v_i, \qquad
+              p_{ik} = \operatorname{softmax}_k (\hat v_i \cdot \hat g_k / \text{temperature}).
+
+    Args:
+        ids: [B, L] int padded, or [T] int jagged (with ``offsets``): rows of ``table``. Ids at or beyond a length are
+            never read and may hold anything.
+        table: [V, d]. Under autocast it keeps its dtype, and rows are converted as they are gathered.
+        categories: [m, d].
+        lengths: [B] int, 0 <= length <= L; None: all L.
+        offsets: [B + 1] int, from 0 to T; sequence b is ``ids[offsets[b]:offsets[b + 1]]``.
+        temperature: positive; a 0-d tensor gets its gradient.
+        views: bool [V, B, L] or [V, T], V <= 8: sub-sequences to pool beside each other, by membership (ANDed with the
+            lengths). The assignment does not depend on the view and is computed once.
+        sparse_grad: the table's gradient as a sparse COO tensor that holds the rows read, and no other. Eager only.
+        backend: ``"auto"`` or ``"reference"``; no kernel exists yet.
+
+    Returns:
+        Interests [B, m, d], or [V, B, m, d] with ``views``; the dtype of ``table``, under autocast the autocast type.
+        An empty sequence gives zeros. A zero row counts as the zero vector and gets a zero gradient.
+
+    Raises:
+        IndexError: an id within its sequence is no row of ``table``; the message names the first.
+        TypeError: a dtype is not floating, or not shared.
+        ValueError: a shape, length, offset, temperature or backend does not fit, or ``sparse_grad`` inside a compiled
+            graph; the message names it.
+    """
+    check_tensor("ids", ids, "[T]" if offsets is not None else "[B, L]", INTEGER)
+    check_tensor("table", table, "[V, d]")
+    check_tensor("categories", categories, "[m, d]")
+    check_device("table", table, categories=categories)
+    if torch.is_autocast_enabled(table.device.type):
+        (categories,) = cast_for_autocast(categories)
+        check_same("categories", categories, ids=ids, lengths=lengths, offsets=offsets, views=views)
+    else:
+        check_same("table", table, categories=categories, ids=ids, lengths=lengths, offsets=offsets, views=views)
+    check_shape("categories", categories, (categories.shape[0], table.shape[1]), "[m, d], d as table")
+    check_not_empty("categories", categories, "[m, d]")
+    check_sequences("ids", ids, lengths, offsets)
+    check_views(views, ids.shape)
+    if values_can_be_read(ids):
+        inside = None if lengths is None else torch.arange(ids.shape[1], device=ids.device) < lengths[:, None]
+        check_range("ids", ids, 0, len(table), IndexError, only=inside)
+    check_temperature(temperature, categories)
+    if sparse_grad and torch.compiler.is_compiling():
+        raise ValueError("sparse_grad: expected False inside a compiled graph, which has no sparse gradients")
+    choose_backend(backend, "item_soft_assignment_pool", table)
+    with torch.autocast(table.device.type, enabled=False):
+        return reference.item_soft_assignment_pool(
+            ids, table, categories, lengths, offsets, temperature, views, sparse_grad
+        )

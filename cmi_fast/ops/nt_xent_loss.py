@@ -1,0 +1,87 @@
+"""``nt_xent_loss``: the contrastive loss between two views of the same interests (Eq. 6)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from cmi_fast import reference
+from cmi_fast.ops.backend import choose_backend
+from cmi_fast.ops.checks import (
+    REDUCTIONS,
+    cast_for_autocast,
+    check_choice,
+    check_not_empty,
+    check_same,
+    check_shape,
+    check_temperature,
+    check_tensor,
+)
+
+NEGATIVES = ("all", "cross_view")
+DIRECTIONS = ("both", "first")
+LEAST_TEMPERATURE = 1e-5
+
+
+def nt_xent_loss(
+    first: Tensor,
+    second: Tensor,
+    *,
+    temperature: float | Tensor = 0.1,
+    negatives: str = "all",
+    direction: str = "both",
+    normalize: bool = True,
+    reduction: str = "mean",
+    backend: str = "auto",
+) -> Tensor:
+    r"""Tell each row's other view from all other rows: normalised temperature-scaled cross-entropy (Eq. 6).
+
+    Row i of ``first`` and row i of ``second`` are the two views of one thing, each the positive of the other. With
+    the 2N unit rows :math:`z`, an anchor i, its positive p(i) and its negatives :math:`N_i` lose
+
+    .. math:: \ell_i = -\log \frac{e^{s_{i p(i)}}}{e^{s_{i p(i)}} + \sum_{j \in N_i} e^{s_{ij}}}, \qquad
+              s_{ij} = z_i \cdot z_j / \text{temperature}.
+
+    ================  ==============================================  ====================================
+    ``negatives``     negatives of an anchor                          also known from
+    ================  ==============================================  ====================================
+    ``"all"``         2N - 2: all rows of both views but the pair's   Eq. 6, 2(m|B| - 1); SimCLR, lightly
+    ``"cross_view"``  N - 1: the other view's rows but the positive   CLIP, DSSRec, the CMI authors' code
+    ================  ==============================================  ====================================
+
+    The mean runs over anchors, as in SimCLR and lightly. **The paper's L_cl, averaged over pairs, is twice this
+    value**: its weight multiplies ``2 * nt_xent_loss(...)``.
+
+    Args:
+        first: [N, d], or [B, m, d] whose row b * m + k is interest k of user b.
+        second: the other view, of the same shape.
+        temperature: at least 1e-5; a 0-d tensor gets its gradient.
+        negatives: ``"all"`` or ``"cross_view"``, see above.
+        direction: ``"both"``, the anchors are the rows of both views; ``"first"``, those of ``first`` alone; the
+            negatives of an anchor are the same either way.
+        normalize: scale rows to unit length; ``False`` takes plain dot products (DSSRec).
+        reduction: ``"mean"``, ``"sum"`` or ``"none"``.
+        backend: ``"auto"`` or ``"reference"``; no kernel exists yet.
+
+    Returns:
+        The loss, a scalar; with ``reduction="none"`` [2N], the anchors of ``first``, then of ``second``
+        (``direction="first"``: [N]). float32 for half inputs, else the inputs' dtype. Without negatives (N = 1) it is
+        zero. A zero row counts as the zero vector and gets a zero gradient.
+
+    Raises:
+        TypeError: a dtype is not floating, or not shared.
+        ValueError: a shape, temperature, option or backend does not fit; the message names it.
+    """
+    check_tensor("first", first, "[N, d] or [B, m, d]")
+    check_tensor("second", second, "[N, d] or [B, m, d]")
+    first, second = cast_for_autocast(first, second)
+    check_same("first", first, second=second)
+    check_shape("second", second, first.shape, "as first")
+    check_not_empty("first", first, "[N, d] or [B, m, d]")
+    check_choice("negatives", negatives, NEGATIVES)
+    check_choice("direction", direction, DIRECTIONS)
+    check_choice("reduction", reduction, REDUCTIONS)
+    check_temperature(temperature, first, least=LEAST_TEMPERATURE)
+    choose_backend(backend, "nt_xent_loss", first)
+    with torch.autocast(first.device.type, enabled=False):
+        return reference.nt_xent_loss(first, second, temperature, negatives, direction, normalize, reduction)

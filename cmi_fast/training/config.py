@@ -1,0 +1,106 @@
+"""The settings of a run: defaults, a TOML file, ``--set key=value``, in that order."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import pydantic
+import tomli_w
+
+from cmi_fast.errors import InputError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+
+class Source(pydantic.BaseModel):
+    """The log that a run was trained on."""
+
+    model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
+
+    path: str
+    where: str | None = None
+
+
+class Config(pydantic.BaseModel):
+    """Every setting of training. Symbols are the paper's."""
+
+    model_config = pydantic.ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    model: Literal["cmi"] = "cmi"
+    data: Source | None = None
+
+    interests: int = pydantic.Field(8, ge=1, le=64, description="m, latent categories and interests")
+    dim: int = pydantic.Field(64, ge=1, description="d, size of every vector")
+    temperature: float = pydantic.Field(0.1, ge=1e-5, description="epsilon, of the assignment and the scores")
+    general_interest: bool = pydantic.Field(True, description="add the GRU's interest; false is CMI-G")
+    contrastive_weight: float = pydantic.Field(0.01, ge=0, description="lambda_cl; 0 is CMI-CL")
+    contrastive_temperature: float = pydantic.Field(0.1, ge=1e-5, description="tau")
+    orthogonality_weight: float = pydantic.Field(10.0, ge=0, description="lambda_orth")
+    view_share: float = pydantic.Field(0.5, gt=0, le=1, description="mu, share of the history in a view")
+    max_history: int = pydantic.Field(100, ge=1, description="f, most recent plays that are read")
+
+    batch_size: int = pydantic.Field(256, ge=1, description="|B|, samples a step")
+    lr: float = pydantic.Field(1e-3, gt=0, description="Adam's learning rate")
+    epochs: int = pydantic.Field(30, ge=1, description="at most this many")
+    steps_per_epoch: int | None = pydantic.Field(None, ge=1, description="instead of one pass over all samples")
+    samples_per_user: int | None = pydantic.Field(None, ge=1, description="in one pass, instead of all")
+    patience: int = pydantic.Field(5, ge=1, description="epochs without a better valid Recall@50")
+    seed: int = pydantic.Field(0, ge=0, description="of initialisation and sampling")
+
+    def to_toml(self) -> str:
+        return tomli_w.dumps(self.model_dump(exclude_none=True))
+
+
+def load_config(path: Path | None = None, settings: Sequence[str] = ()) -> Config:
+    """Defaults, overridden by the TOML file ``path``, overridden by ``settings`` (``"key=value"``).
+
+    Raises:
+        InputError: the file cannot be read, a key is unknown or a value out of range; the message names which.
+    """
+    values: dict[str, Any] = {}
+    if path is not None:
+        values = _read_toml(path)
+        _validate(values, str(path))
+    for setting in settings:
+        key, separator, text = setting.partition("=")
+        if not separator or not key.strip():
+            raise InputError(f"--set {setting}: expected key=value")
+        values[key.strip()] = _parse(text.strip())
+    return _validate(values, "--set")
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+    except UnicodeDecodeError:
+        raise InputError(f"{path}: expected a TOML text file, found binary data") from None
+    except tomllib.TOMLDecodeError as error:
+        raise InputError(f"{path}: no valid TOML ({error})") from None
+
+
+def _parse(text: str) -> Any:
+    """A TOML value, or the text itself where it is none (``model=cmi``)."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _validate(values: dict[str, Any], source: str) -> Config:
+    try:
+        return Config.model_validate(values)
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"]))
+        if first["type"] == "extra_forbidden":
+            raise InputError(f"{source}: unknown key {key!r}; known keys: {', '.join(Config.model_fields)}") from None
+        message = first["msg"][0].lower() + first["msg"][1:]
+        raise InputError(f"{source}: {key} = {first['input']!r}: {message}") from None

@@ -1,0 +1,119 @@
+"""Training with early stopping on the valid day."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import torch
+
+from cmi_fast.data import DaySplit
+from cmi_fast.data.sampler import Batch, BatchSampler
+from cmi_fast.models.cmi import CMI
+from cmi_fast.training.config import Config
+
+SELECTED_BY = "recall@50"
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """What one epoch came to: mean losses over its steps, valid metrics, seconds of training."""
+
+    number: int
+    losses: dict[str, float]
+    valid: dict[str, float]
+    seconds: float
+
+
+@dataclass
+class Progress:
+    """What training reports as it goes; the command line shows it."""
+
+    on_step: Callable[[int, int, int, dict[str, float]], None] = lambda epoch, step, steps, losses: None
+    on_epoch: Callable[[Epoch, bool], None] = lambda epoch, best: None
+    epochs: list[Epoch] = field(default_factory=list)
+
+
+def build_model(config: Config, num_items: int) -> CMI:
+    """A fresh model, the same for the same seed."""
+    torch.manual_seed(config.seed)
+    return CMI(
+        num_items,
+        interests=config.interests,
+        dim=config.dim,
+        temperature=config.temperature,
+        general_interest=config.general_interest,
+        contrastive_weight=config.contrastive_weight,
+        contrastive_temperature=config.contrastive_temperature,
+        orthogonality_weight=config.orthogonality_weight,
+    )
+
+
+def train(
+    model: CMI,
+    split: DaySplit,
+    config: Config,
+    evaluate: Callable[[], dict[str, float]],
+    progress: Progress,
+) -> Epoch:
+    """Train ``model`` in place and leave it with the weights of its best epoch, which is returned.
+
+    Args:
+        evaluate: metrics of the valid day for the model as it is; the best ``recall@50`` wins.
+        progress: called after every step and epoch.
+    """
+    sampler = BatchSampler(
+        split.train,
+        split.catalogue,
+        batch_size=config.batch_size,
+        max_history=config.max_history,
+        view_share=config.view_share,
+        samples_per_user=config.samples_per_user,
+        seed=config.seed,
+    )
+    steps = config.steps_per_epoch or len(sampler)
+    batches = _endless(sampler)
+    optimizer = torch.optim.Adam(model.parameters(), lr=config.lr, fused=True)
+    best: Epoch | None = None
+    weights: dict[str, torch.Tensor] = {}
+    for number in range(1, config.epochs + 1):
+        started = time.perf_counter()
+        model.train()
+        sums: dict[str, float] = {}
+        for step in range(1, steps + 1):
+            for name, loss in _step(model, optimizer, next(batches)).items():
+                sums[name] = sums.get(name, 0.0) + loss
+            progress.on_step(number, step, steps, {name: value / step for name, value in sums.items()})
+        seconds = time.perf_counter() - started
+        model.eval()
+        epoch = Epoch(number, {name: value / steps for name, value in sums.items()}, evaluate(), seconds)
+        progress.epochs.append(epoch)
+        better = best is None or epoch.valid[SELECTED_BY] > best.valid[SELECTED_BY]
+        if better:
+            best = epoch
+            weights = {name: value.clone() for name, value in model.state_dict().items()}
+        progress.on_epoch(epoch, better)
+        if best is not None and number - best.number >= config.patience:
+            break
+    model.load_state_dict(weights)
+    assert best is not None  # config.epochs >= 1
+    return best
+
+
+def _endless(sampler: BatchSampler) -> Iterator[Batch]:
+    epoch = 0
+    while True:
+        yield from sampler.epoch(epoch)
+        epoch += 1
+
+
+def _step(model: CMI, optimizer: torch.optim.Optimizer, batch: Batch) -> dict[str, float]:
+    losses = model.loss(
+        *(torch.from_numpy(x) for x in (batch.history, batch.lengths, batch.views, batch.positives, batch.negatives))
+    )
+    optimizer.zero_grad(set_to_none=True)
+    losses.total.backward()  # type: ignore[no-untyped-call]
+    optimizer.step()
+    values = torch.stack(losses).tolist()
+    return dict(zip(losses._fields, values, strict=True))

@@ -1,0 +1,42 @@
+"""``pytest benchmarks/ --benchmark`` times; without the option every benchmark runs once, as a test of itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("cmi_fast")
+    group.addoption("--benchmark", action="store_true", help="time the benchmarks instead of running them once")
+    group.addoption(
+        "--benchmark-results",
+        type=Path,
+        default=None,
+        metavar="STEM",
+        help="with --benchmark: write STEM.json and STEM.md",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if not config.getoption("--benchmark"):
+        config.option.benchmark_disable = True
+    config.option.benchmark_quiet = True  # the table of ratios below says more
+
+
+@pytest.fixture(scope="session")
+def report(request: pytest.FixtureRequest) -> Iterator[object]:
+    """Collects the session's measurements; prints and writes them at its end."""
+    from measure import Report
+
+    report = Report(timed=request.config.getoption("--benchmark"))
+    yield report
+    if report.rows:
+        capture = request.config.pluginmanager.getplugin("capturemanager")
+        with capture.global_and_fixture_disabled():
+            print("\n\n" + report.markdown())
+        stem = request.config.getoption("--benchmark-results")
+        if stem is not None:
+            report.write(stem)

@@ -1,0 +1,107 @@
+"""CMI: the objective against its equations, retrieval vectors against the score they stand for."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from cmi_fast.models.cmi import CMI
+
+
+def make_batch(items: int = 30, batch: int = 4, length: int = 6) -> dict[str, Tensor]:
+    lengths = torch.randint(1, length + 1, (batch,))
+    member = torch.arange(length) < lengths[:, None]
+    views = (torch.rand(2, batch, length) < 0.5) & member
+    views[:, :, 0] = True
+    return {
+        "history": torch.randint(items, (batch, length)),
+        "lengths": lengths,
+        "views": views,
+        "positives": torch.randint(items, (batch,)),
+        "negatives": torch.randint(items, (batch,)),
+    }
+
+
+def pooled(model: CMI, items: Tensor) -> Tensor:
+    """Eq. 1-3 for one user's items [n, d], with the unit norm of docs/model.md."""
+    unit = F.normalize(items, dim=-1)
+    assignment = torch.softmax(unit @ F.normalize(model.categories, dim=-1).T / model.temperature, dim=-1)
+    return F.normalize(assignment.T @ unit, dim=-1)
+
+
+def scores(model: CMI, history: Tensor, candidates: Tensor) -> Tensor:
+    """max_k(u_k . v / epsilon) + u_g . v of the candidates for one user."""
+    vectors = model.item_vectors(candidates)
+    best = (pooled(model, model.items[history]) @ vectors.T / model.temperature).max(0).values
+    if model.gru is None:
+        return best
+    general = model.gru(model.item_vectors(history)[None])[0]
+    return best + vectors @ general
+
+
+@pytest.mark.parametrize("general", [True, False], ids=["with-general", "without-general"])
+def test_retrieval_vectors_reproduce_the_score(general: bool) -> None:
+    model = CMI(30, interests=3, dim=8, general_interest=general).double()
+    batch = make_batch()
+    vectors = model(batch["history"], batch["lengths"])
+    ranked = (vectors @ model.item_vectors().T).amax(1)
+    for b, n in enumerate(batch["lengths"]):
+        torch.testing.assert_close(ranked[b], scores(model, batch["history"][b, :n], torch.arange(30)))
+
+
+def test_loss_equals_the_equations() -> None:
+    model = CMI(30, interests=3, dim=8, contrastive_weight=0.3, orthogonality_weight=2.0).double()
+    batch = make_batch()
+    losses = model.loss(**batch)
+
+    candidates = torch.cat([batch["positives"], batch["negatives"]])
+    main = torch.zeros(())
+    for b, n in enumerate(batch["lengths"]):
+        logits = scores(model, batch["history"][b, :n], candidates) + model.candidate_bias(candidates)
+        rivals = candidates != candidates[b]
+        rivals[b] = True
+        main = main + torch.logsumexp(logits[rivals], 0) - logits[b]
+    torch.testing.assert_close(losses.main, (main / 4).double())
+
+    # Eq. 6 over all pairs: every other vector of both views is a negative.
+    views = [
+        torch.cat([pooled(model, model.items[h[v]]) for h, v in zip(batch["history"], view, strict=True)])
+        for view in batch["views"]
+    ]
+    z = torch.cat(views)
+    similarity = (z @ z.T / model.contrastive_temperature).exp()
+    pairs = len(z) // 2
+    contrastive = 0.0
+    for i in range(2 * pairs):
+        positive = similarity[i, (i + pairs) % (2 * pairs)]
+        contrastive -= math.log(positive / (similarity[i].sum() - similarity[i, i]))
+    assert losses.contrastive.item() == pytest.approx(contrastive / pairs, rel=1e-10)
+
+    g = F.normalize(model.categories, dim=-1)
+    orthogonality = (g @ g.T).square().sum() - (g @ g.T).diagonal().square().sum()
+    torch.testing.assert_close(losses.orthogonality, orthogonality)
+    torch.testing.assert_close(losses.total, losses.main + 0.3 * losses.contrastive + 2 * losses.orthogonality)
+
+
+def test_ablations() -> None:
+    batch = make_batch()
+    without_contrastive = CMI(30, interests=3, dim=8, contrastive_weight=0.0).loss(**batch)
+    assert without_contrastive.contrastive == 0
+    assert not any(name.startswith("gru") for name in CMI(30, general_interest=False).state_dict())
+
+
+def test_initialisation_is_uniform() -> None:
+    for name, parameter in CMI(500, dim=64).named_parameters():
+        assert parameter.abs().max() <= 1 / 8, name
+        assert parameter.abs().max() > 0.12, name
+
+
+def test_assigned_categories() -> None:
+    model = CMI(3, interests=2, dim=2)
+    model.categories.data = torch.tensor([[1.0, 0.0], [0.0, 2.0]])
+    model.items.data = torch.tensor([[5.0, 1.0], [0.1, 0.2], [3.0, -4.0]])
+    assert model.assigned_categories().tolist() == [0, 1, 0]
