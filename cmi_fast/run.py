@@ -19,7 +19,7 @@ from cmi_fast.evaluation import POLICY, EvaluationTask, evaluate_baselines
 from cmi_fast.evaluation.categories import category_agreement, read_item_categories
 from cmi_fast.recommender import Recommender, translate
 from cmi_fast.training.config import Config, Source
-from cmi_fast.training.trainer import Progress, build_model, train
+from cmi_fast.training.trainer import Epoch, Progress, build_model, candidate_frequency, train
 
 Metrics = dict[str, Any]
 
@@ -56,13 +56,13 @@ def train_run(
     split = interactions.split()
     valid, test = (EvaluationTask.from_split(split, name) for name in ("valid", "test"))
     config = config.model_copy(update={"data": Source(path=str(data.resolve()), where=where)})
-    model = build_model(config, split.num_items)
+    model = build_model(config, split.num_items, candidate_frequency(split))
     recommender = Recommender(model, config, interactions.item_ids, split.catalogue, valid.popular)
     rows = np.arange(split.num_items)
 
     show = progress.on_epoch
 
-    def save_best(epoch: Any, best: bool) -> None:
+    def save_best(epoch: Epoch, best: bool) -> None:
         if best:
             _save(recommender, interactions, run)
         show(epoch, best)

@@ -39,12 +39,12 @@ def test_statistics_by_hand() -> None:
 def test_tables_are_plain_and_whole() -> None:
     assert str(statistics(Interactions.from_frame(LOG))) == (
         "users  items  interactions  days   density  plays a user: median  max\n"
-        "    4      5            11     4  55.0000%                   1.5    7\n"
+        "4          5            11     4  55.0000%                   1.5    7\n"
         "\n"
-        " part  days  users  items  plays  targets    cold  repeats  no history\n"
+        "part   days  users  items  plays  targets    cold  repeats  no history\n"
         "train  0..1      2      3      4        -       -        -           -\n"
         "valid     2      2      2      2        2  50.00%   50.00%           1\n"
-        " test     3      3      4      5        4  50.00%   25.00%           1"
+        "test      3      3      4      5        4  50.00%   25.00%           1"
     )
 
 

@@ -40,8 +40,12 @@ class CMI(nn.Module):
         contrastive_weight: lambda_cl; 0 leaves the contrastive loss out (the paper's CMI-CL).
         contrastive_temperature: tau of Eq. 6.
         orthogonality_weight: lambda_orth of Eq. 4.
+        frequency: [V], how often each item is a candidate, up to a factor: its logarithm is taken from the scores in
+            training (logQ), as a candidate drawn often would otherwise learn to score low. None: no correction.
         backend: of all operators, as in :mod:`cmi_fast.functional`.
     """
+
+    candidate_bias: Tensor | None
 
     def __init__(
         self,
@@ -54,6 +58,7 @@ class CMI(nn.Module):
         contrastive_weight: float = 0.01,
         contrastive_temperature: float = 0.1,
         orthogonality_weight: float = 10.0,
+        frequency: Tensor | None = None,
         backend: str = "auto",
     ) -> None:
         super().__init__()
@@ -65,6 +70,8 @@ class CMI(nn.Module):
         self.contrastive_temperature = contrastive_temperature
         self.orthogonality_weight = orthogonality_weight
         self.backend = backend
+        bias = None if frequency is None else -frequency.log()
+        self.register_buffer("candidate_bias", bias, persistent=False)
         for parameter in self.parameters():
             nn.init.uniform_(parameter, -(dim**-0.5), dim**-0.5)
 
@@ -112,6 +119,7 @@ class CMI(nn.Module):
             torch.arange(len(positives), device=candidates.device),
             self.general(history, lengths),
             temperature=self.temperature,
+            candidate_bias=None if self.candidate_bias is None else self.candidate_bias[candidates],
             candidate_ids=candidates,
             backend=self.backend,
         )

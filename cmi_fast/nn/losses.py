@@ -61,7 +61,7 @@ class NTXentLoss(nn.Module):
 
     def extra_repr(self) -> str:
         return (
-            f"temperature={float(self.temperature):g}, negatives={self.negatives!r}, direction={self.direction!r}, "
+            f"temperature={_number(self.temperature):g}, negatives={self.negatives!r}, direction={self.direction!r}, "
             f"normalize={self.normalize}, reduction={self.reduction!r}, backend={self.backend!r}"
         )
 
@@ -105,4 +105,8 @@ class InterestSoftmaxLoss(nn.Module):
         )
 
     def extra_repr(self) -> str:
-        return f"temperature={float(self.temperature):g}, reduction={self.reduction!r}, backend={self.backend!r}"
+        return f"temperature={_number(self.temperature):g}, reduction={self.reduction!r}, backend={self.backend!r}"
+
+
+def _number(temperature: float | Tensor) -> float:
+    return float(temperature.detach() if isinstance(temperature, Tensor) else temperature)

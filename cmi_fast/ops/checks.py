@@ -14,6 +14,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from cmi_fast.reference.rows import accumulation_type
+
 FLOATING = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 INTEGER = (torch.int64, torch.int32)
 REDUCTIONS = ("none", "sum", "mean")
@@ -47,18 +49,16 @@ def check_shape(name: str, tensor: Tensor, expected: Sequence[int], meaning: str
 
 def check_same(first_name: str, first: Tensor, **others: Tensor | None) -> None:
     """All tensors share the first one's device, and floating ones its dtype."""
+    check_device(first_name, first, **others)
     for name, other in others.items():
-        if other is None:
-            continue
-        check_device(first_name, first, **{name: other})
-        if other.is_floating_point() and other.dtype != first.dtype:
+        if other is not None and other.is_floating_point() and other.dtype != first.dtype:
             raise TypeError(f"{name}: expected dtype {first.dtype}, as {first_name}, found {other.dtype}")
 
 
-def check_device(first_name: str, first: Tensor, **others: Tensor) -> None:
+def check_device(first_name: str, first: Tensor, **others: Tensor | None) -> None:
     """All tensors share the first one's device."""
     for name, other in others.items():
-        if other.device != first.device:
+        if other is not None and other.device != first.device:
             raise ValueError(f"{name}: expected device {first.device}, as {first_name}, found {other.device}")
 
 
@@ -74,7 +74,7 @@ def check_choice(name: str, choice: object, choices: Sequence[str]) -> None:
 
 
 def check_temperature(temperature: float | Tensor, like: Tensor, *, least: float = 0.0) -> tuple[float, Tensor | None]:
-    """The operators' two arguments: a number, or 1.0 and a 0-d tensor of ``like``'s dtype that may need a gradient.
+    """The operators' two arguments: a number, or 1.0 and a 0-d tensor, in the type that ``like`` is summed in, that may need a gradient.
 
     ``least`` is the smallest temperature allowed; a tensor's is compared with it as its own dtype holds it.
     """
@@ -83,7 +83,7 @@ def check_temperature(temperature: float | Tensor, like: Tensor, *, least: float
             raise ValueError(f"temperature: expected a number or a 0-d tensor, found {describe(temperature)}")
         if values_can_be_read(temperature):
             check_temperature(temperature.item(), like, least=torch.tensor(least, dtype=temperature.dtype).item())
-        return 1.0, temperature.to(device=like.device, dtype=like.dtype)
+        return 1.0, temperature.to(device=like.device, dtype=accumulation_type(like.dtype))
     if isinstance(temperature, bool) or not isinstance(temperature, (int, float)):
         raise TypeError(f"temperature: expected a number or a 0-d tensor, found {type(temperature).__name__}")
     if not (math.isfinite(temperature) and temperature > 0):
@@ -152,7 +152,7 @@ def values_can_be_read(tensor: Tensor) -> bool:
 def cast_for_autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
     """Under autocast, floating tensors in the autocast type (float64 excepted, as everywhere in torch)."""
     device = tensors[0].device.type
-    if not torch.is_autocast_enabled(device):
+    if not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
         return tensors
     dtype = torch.get_autocast_dtype(device)
     return tuple(t.to(dtype) if t.is_floating_point() and t.dtype != torch.float64 else t for t in tensors)

@@ -12,6 +12,7 @@ from cmi_fast.ops.checks import (
     REDUCTIONS,
     cast_for_autocast,
     check_choice,
+    check_device,
     check_not_empty,
     check_range,
     check_same,
@@ -70,8 +71,6 @@ def interest_softmax_loss(
     check_tensor("interests", interests, "[B, m, d]")
     check_tensor("candidates", candidates, "[C, d]")
     check_tensor("targets", targets, "[B]", INTEGER)
-    interests, candidates = cast_for_autocast(interests, candidates)
-    check_same("interests", interests, candidates=candidates, targets=targets)
     users, _, dim = interests.shape
     count = len(candidates)
     check_not_empty("interests", interests, "[B, m, d]")
@@ -79,10 +78,10 @@ def interest_softmax_loss(
     check_not_empty("candidates", candidates, "[C, d]")
     check_shape("targets", targets, (users,), "[B], as interests")
     if general is not None:
-        (general,) = cast_for_autocast(check_tensor("general", general, "[B, d]"))
+        check_tensor("general", general, "[B, d]")
         check_shape("general", general, (users, dim), "[B, d], as interests")
     if candidate_bias is not None:
-        (candidate_bias,) = cast_for_autocast(check_tensor("candidate_bias", candidate_bias, "[C]"))
+        check_tensor("candidate_bias", candidate_bias, "[C]")
         check_shape("candidate_bias", candidate_bias, (count,), "[C], as candidates")
     if exclude is not None:
         check_tensor("exclude", exclude, "[B, C]", (torch.bool,))
@@ -90,14 +89,11 @@ def interest_softmax_loss(
     if candidate_ids is not None:
         check_tensor("candidate_ids", candidate_ids, "[C]", INTEGER)
         check_shape("candidate_ids", candidate_ids, (count,), "[C], as candidates")
-    check_same(
-        "interests",
-        interests,
-        general=general,
-        candidate_bias=candidate_bias,
-        exclude=exclude,
-        candidate_ids=candidate_ids,
-    )
+    check_device("interests", interests, targets=targets, exclude=exclude, candidate_ids=candidate_ids)
+    check_device("interests", interests, candidates=candidates, general=general, candidate_bias=candidate_bias)
+    interests, candidates = cast_for_autocast(interests, candidates)
+    general, candidate_bias = (x if x is None else cast_for_autocast(x)[0] for x in (general, candidate_bias))
+    check_same("interests", interests, candidates=candidates, general=general, candidate_bias=candidate_bias)
     check_choice("reduction", reduction, REDUCTIONS)
     check_temperature(temperature, interests)
     if values_can_be_read(targets):

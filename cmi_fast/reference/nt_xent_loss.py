@@ -29,7 +29,7 @@ def nt_xent_loss(
     scores = rows[: len(anchor)] @ rows.T / temperature  # [2N, 2N] or [N, 2N]
     positive = scores.gather(1, ((anchor + pairs) % len(rows))[:, None]).squeeze(1)
     if pairs == 1:
-        return reduce_losses(0 * positive, reduction)  # no negatives
+        return reduce_losses(0 * positive, reduction)  # the log-sum-exp of no negatives has no second derivative
     negative = anchor[:, None] % pairs != row % pairs  # neither the anchor itself nor its positive
     if negatives == "cross_view":
         negative &= (anchor[:, None] < pairs) != (row < pairs)

@@ -42,6 +42,7 @@ class Config(pydantic.BaseModel):
     contrastive_weight: float = pydantic.Field(0.01, ge=0, description="lambda_cl; 0 is CMI-CL")
     contrastive_temperature: float = pydantic.Field(0.1, ge=1e-5, description="tau")
     orthogonality_weight: float = pydantic.Field(10.0, ge=0, description="lambda_orth")
+    logq_correction: bool = pydantic.Field(True, description="take the candidates' frequency from the scores")
     view_share: float = pydantic.Field(0.5, gt=0, le=1, description="mu, share of the history in a view")
     max_history: int = pydantic.Field(100, ge=1, description="f, most recent plays that are read")
 

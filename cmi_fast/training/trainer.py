@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 
 from cmi_fast.data import DaySplit
@@ -35,8 +36,15 @@ class Progress:
     epochs: list[Epoch] = field(default_factory=list)
 
 
-def build_model(config: Config, num_items: int) -> CMI:
-    """A fresh model, the same for the same seed."""
+def candidate_frequency(split: DaySplit) -> torch.Tensor:
+    """How often each item is a candidate of Eq. 7, [V], up to a factor: as a positive by its share of the training
+    plays, as a negative by an equal share of the catalogue. Items outside it, never a candidate, get the latter too."""
+    plays = np.bincount(split.train.items, minlength=split.num_items)
+    return torch.from_numpy(plays / plays.sum() + 1 / split.catalogue.sum()).float()
+
+
+def build_model(config: Config, num_items: int, frequency: torch.Tensor | None = None) -> CMI:
+    """A fresh model, the same for the same seed; ``frequency`` as from :func:`candidate_frequency`, for training."""
     torch.manual_seed(config.seed)
     return CMI(
         num_items,
@@ -47,6 +55,7 @@ def build_model(config: Config, num_items: int) -> CMI:
         contrastive_weight=config.contrastive_weight,
         contrastive_temperature=config.contrastive_temperature,
         orthogonality_weight=config.orthogonality_weight,
+        frequency=frequency if config.logq_correction else None,
     )
 
 
@@ -113,7 +122,7 @@ def _step(model: CMI, optimizer: torch.optim.Optimizer, batch: Batch) -> dict[st
         *(torch.from_numpy(x) for x in (batch.history, batch.lengths, batch.views, batch.positives, batch.negatives))
     )
     optimizer.zero_grad(set_to_none=True)
-    losses.total.backward()  # type: ignore[no-untyped-call]
+    losses.total.backward()
     optimizer.step()
     values = torch.stack(losses).tolist()
     return dict(zip(losses._fields, values, strict=True))
