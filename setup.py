@@ -26,8 +26,9 @@ class CMakeBuild(build_ext):
     def run(self) -> None:
         compiler = os.environ.get("CXX") or next(filter(shutil.which, ("c++", "g++", "clang++")), None)
         if compiler is None or shutil.which(compiler.split()[0]) is None:
+            looked_for = compiler or "c++, g++, clang++"
             sys.exit(
-                f"cmi_fast: no C++ compiler found (looked for {compiler or 'c++, g++, clang++'}). Install g++ or clang, or "
+                f"cmi_fast: no C++ compiler found (looked for {looked_for}). Install g++ or clang, or "
                 "set CMI_FAST_PURE_PYTHON=1 for a slower install without compiled operators."
             )
         super().run()

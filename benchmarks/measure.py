@@ -1,4 +1,4 @@
-"""How benchmarks measure: variants in turn, medians, ceilings and memory of the same run, no time for a wrong result."""
+"""How benchmarks measure: variants in turn, ceilings and memory of the same run, no time for a wrong result."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ class Report:
         machine = self.machine()
         lines = [", ".join(f"{key} {value}" for key, value in machine.items() if value is not None), ""]
         lines += [
-            "| operator | case | variant | median ms (quartiles) | × ours (quartiles) | GFLOP/s (of peak) "
+            "| operator | case | variant | median ms (quartiles) | times ours (quartiles) | GFLOP/s (of peak) "
             "| GB/s (of copy) | extra MB |",
             "|---|---|---|---|---|---|---|---|",
         ]

@@ -41,7 +41,7 @@ class Recommender:
     popular: NDArray[np.int64]
 
     def evaluate(self, task: EvaluationTask, rows: NDArray[np.int64]) -> dict[str, float]:
-        """Metrics of the day ``task``; ``rows`` [items of its log] is the model's row of each, as from :meth:`encode`."""
+        """Metrics of ``task``; ``rows`` is the model's row of each item row of the task's log (:meth:`encode`)."""
         _, ranked = self.recommend(translate(task.history, rows), max(CUTOFFS))
         back = np.full(len(self.item_ids) + 1, -1)  # its last entry stands for the -1 of an ended list
         back[rows[rows >= 0]] = np.flatnonzero(rows >= 0)

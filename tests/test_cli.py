@@ -152,7 +152,7 @@ def test_stats_and_info(log: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 @needs_real_logs
 def test_training_on_real_plays(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    code, out, err = call(capsys, "train", PARQUET, "--out", tmp_path / "run", *SMALL, "--set", "contrastive_weight=0")
+    code, _, err = call(capsys, "train", PARQUET, "--out", tmp_path / "run", *SMALL, "--set", "contrastive_weight=0")
     assert code == 0, err
     assert json.loads((tmp_path / "run" / "metrics.json").read_text())["test"]["recall@50"] > 0
 

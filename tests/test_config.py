@@ -66,7 +66,7 @@ def test_bad_files(tmp_path: Path, content: bytes | None, message: str) -> None:
     path = tmp_path / "c.toml"
     if content is not None:
         path.write_bytes(content)
-    with pytest.raises(InputError, match="c.toml: ") as error:
+    with pytest.raises(InputError, match=r"c\.toml: ") as error:
         load_config(path)
     assert message in str(error.value)
 

@@ -133,7 +133,7 @@ def test_samples_per_user_are_distinct_and_as_many_as_there_are(
     under_test = sampler(log, samples_per_user=samples_per_user)
     drawn = samples(list(under_test.epoch(epoch)))
     assert drawn <= expected_samples(log, 100)
-    by_user = Counter({user: 0 for user in range(len(log))})
+    by_user = Counter(dict.fromkeys(range(len(log)), 0))
     for (user, _, _), count in drawn.items():
         by_user[user] += count
     assert [by_user[u] for u in range(len(log))] == [min(max(len(p) - 1, 0), samples_per_user) for p in log]

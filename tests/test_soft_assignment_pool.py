@@ -57,7 +57,7 @@ def test_equals_the_equations(backend: str) -> None:
     torch.testing.assert_close(pooled, literal(items, categories, lengths, 0.3), rtol=1e-12, atol=1e-12)
 
 
-# The kernel also beyond one block of items and one vector of categories; for autograd of the reference, shape is no risk.
+# The kernel also beyond one block of items and one vector of categories.
 GRADCHECKS = [("reference", 2, 5, 3, 7), ("reference", 1, 1, 1, 1)]
 GRADCHECKS += [("cpu", *shape) for shape in [(2, 5, 3, 7), (3, 17, 9, 10), (1, 1, 1, 1)] if "cpu" in BACKENDS]
 

@@ -74,7 +74,7 @@ def check_choice(name: str, choice: object, choices: Sequence[str]) -> None:
 
 
 def check_temperature(temperature: float | Tensor, like: Tensor, *, least: float = 0.0) -> tuple[float, Tensor | None]:
-    """The operators' two arguments: a number, or 1.0 and a 0-d tensor, in the type that ``like`` is summed in, that may need a gradient.
+    """The operators' two arguments: a number and None, or 1.0 and a 0-d tensor of the type that ``like`` is summed in.
 
     ``least`` is the smallest temperature allowed; a tensor's is compared with it as its own dtype holds it.
     """
