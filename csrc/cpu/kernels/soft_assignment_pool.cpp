@@ -19,6 +19,7 @@ constexpr int NARROW = WIDE < 32 ? WIDE : 32;
 constexpr int ITEM_ROWS = REGISTERS == 32 ? 8 : 4;
 constexpr int ITEM_VECTORS = 2;
 constexpr int SCORE_ROWS = 8;
+constexpr int SCORE_VECTORS = REGISTERS == 32 ? 2 : 1;
 constexpr int CATEGORY_ROWS = 4;
 constexpr int CATEGORY_VECTORS = REGISTERS == 32 ? 4 : 2;
 
@@ -27,6 +28,7 @@ struct Loops {
   using Narrow = Vector<T, NARROW>;
   using Wide = Vector<T, WIDE>;
   static constexpr int LANES = VectorOf<T, NARROW>::LANES;
+  static constexpr T LOWEST = sizeof(T) == 4 ? T(-__FLT_MAX__) : T(-__DBL_MAX__);
 
   // Padded sizes. Padding rows of items and categories are zero, so they add nothing to any product.
   struct Shape {
@@ -36,25 +38,23 @@ struct Loops {
           d(round_up(dim, VectorOf<T, WIDE>::LANES)) {}
   };
 
-  // Packed categories: rows [m, d], their transpose [d, m], 1 / |row| [m].
+  // Packed categories: rows [m, d], their transpose [d, m], 1 / |row| [m], and what is added to the scores [m] so that
+  // padding gets no weight: 0, then the lowest number.
   static int64_t packed_size(int64_t categories, int64_t dim) {
     const Shape shape(categories, dim);
-    return 2 * shape.m * shape.d + shape.m;
+    return 2 * shape.m * shape.d + 2 * shape.m;
   }
 
   static void pack_categories(const T* categories, int64_t m, int64_t dim, T* packed) {
     const Shape shape(m, dim);
     T* transposed = packed + shape.m * shape.d;
     T* inverse = transposed + shape.m * shape.d;
-    for (int64_t k = 0; k < shape.m; ++k) {
-      T* row = packed + k * shape.d;
-      inverse[k] = 0;
-      if (k < m)
-        inverse[k] = unit_row(categories + k * dim, dim, shape.d, row);
-      else
-        for (int64_t j = 0; j < shape.d; ++j) row[j] = 0;
-      for (int64_t j = 0; j < shape.d; ++j) transposed[j * shape.m + k] = row[j];
-    }
+    T* padding = inverse + shape.m;
+    set_zero(packed, packed_size(m, dim));
+    unit_rows(categories, m, dim, shape.d, packed, inverse);
+    for (int64_t k = m; k < shape.m; ++k) padding[k] = LOWEST;
+    for (int64_t k = 0; k < m; ++k)
+      for (int64_t j = 0; j < dim; ++j) transposed[j * shape.m + k] = packed[k * shape.d + j];
   }
 
   // Workspace of one thread: unit rows, item gradients [BLOCK, d]; 1 / |row| and v . dv [BLOCK]; scores and
@@ -84,34 +84,39 @@ struct Loops {
   static int64_t load_block(const SoftAssignmentPool<T>& p, const Shape& shape, int64_t first, int64_t count,
                             const Workspace& w) {
     const int64_t rows = round_up(count, SCORE_ROWS);
-    for (int64_t i = 0; i < count; ++i)
-      w.inverse[i] = unit_row(p.items + (first + i) * p.d, p.d, shape.d, w.unit + i * shape.d);
-    for (int64_t i = count * shape.d; i < rows * shape.d; ++i) w.unit[i] = 0;
+    unit_rows(p.items + first * p.d, count, p.d, shape.d, w.unit, w.inverse);
+    set_zero(w.unit + count * shape.d, (rows - count) * shape.d);
     return rows;
   }
 
-  // p [m] = softmax(s [m] / t); lanes from p.categories on are padding and get 0.
-  static void softmax(const SoftAssignmentPool<T>& p, const Shape& shape, const T* scores, T* weights) {
-    const auto larger = [](Narrow a, Narrow b) { return a > b ? a : b; };
-    const auto add = [](Narrow a, Narrow b) { return a + b; };
-    constexpr T lowest = sizeof(T) == 4 ? T(-__FLT_MAX__) : T(-__DBL_MAX__);
-    Narrow top = Narrow{} + lowest;
-    for (int64_t k = 0; k < shape.m; k += LANES) {
-      Narrow s = load<Narrow>(scores + k) * p.inverse_temperature;
-      for (int lane = 0; lane < LANES; ++lane)
-        if (k + lane >= p.categories) s[lane] = lowest;
-      store(weights + k, s);
-      top = larger(top, s);
+  // weights [count, m] = softmax(scores / t), 0 in the padding. Rows are `stride` apart. Stage by stage over the block:
+  // the items' chains of dependent instructions then overlap.
+  static void softmax(const SoftAssignmentPool<T>& p, const Shape& shape, int64_t count, const T* scores, T* weights,
+                      int64_t stride) {
+    const T* padding = p.packed + 2 * shape.m * shape.d + shape.m;
+    const int64_t m = shape.m;
+    const T scale = p.inverse_temperature;
+    for (int64_t i = 0; i < count; ++i) {
+      Narrow top = Narrow{} + LOWEST;
+      for (int64_t k = 0; k < m; k += LANES) {
+        const Narrow s = load<Narrow>(scores + i * stride + k) * scale + load<Narrow>(padding + k);
+        store(weights + i * stride + k, s);
+        top = larger(top, s);
+      }
+      top = reduce_lanes(top, larger<Narrow>);
+      for (int64_t k = 0; k < m; k += LANES)
+        store(weights + i * stride + k, load<Narrow>(weights + i * stride + k) - top);
     }
-    top = reduce_lanes<T, NARROW>(top, larger);
-    Narrow sum{};
-    for (int64_t k = 0; k < shape.m; k += LANES) {
-      const Narrow e = exp_nonpositive<T, NARROW>(load<Narrow>(weights + k) - top);
-      store(weights + k, e);
-      sum += e;
+    for (int64_t i = 0; i < count; ++i)
+      for (int64_t k = 0; k < m; k += LANES)
+        store(weights + i * stride + k, exp_nonpositive<T, NARROW>(load<Narrow>(weights + i * stride + k)));
+    for (int64_t i = 0; i < count; ++i) {
+      Narrow sum{};
+      for (int64_t k = 0; k < m; k += LANES) sum += load<Narrow>(weights + i * stride + k);
+      const Narrow inverse = T(1) / sum_lanes(sum);
+      for (int64_t k = 0; k < m; k += LANES)
+        store(weights + i * stride + k, load<Narrow>(weights + i * stride + k) * inverse);
     }
-    const Narrow scale = T(1) / reduce_lanes<T, NARROW>(sum, add);
-    for (int64_t k = 0; k < shape.m; k += LANES) store(weights + k, load<Narrow>(weights + k) * scale);
   }
 
   static void forward(const SoftAssignmentPool<T>& p, int64_t begin, int64_t end, T* pooled, T* memory) {
@@ -120,50 +125,54 @@ struct Loops {
     const T* transposed = p.packed + shape.m * shape.d;
     for (int64_t b = begin; b < end; ++b) {
       const int64_t first = p.sequences.first(b), length = p.sequences.length(b);
-      for (int64_t i = 0; i < shape.m * shape.d; ++i) w.sum[i] = 0;
+      set_zero(w.sum, shape.m * shape.d);
       for (int64_t start = 0; start < length; start += BLOCK) {
         const int64_t count = length - start < BLOCK ? length - start : BLOCK;
         const int64_t rows = load_block(p, shape, first + start, count, w);
-        product<Narrow, SCORE_ROWS, 1>(rows, shape.m, shape.d, Scalars<T>{w.unit, shape.d, 1}, transposed, shape.m,
-                                       w.scores, shape.m, false);
-        for (int64_t i = 0; i < count; ++i) softmax(p, shape, w.scores + i * shape.m, w.weights + i * shape.m);
+        product<Narrow, SCORE_ROWS, SCORE_VECTORS>(rows, shape.m, shape.d, Scalars<T>{w.unit, shape.d, 1}, transposed,
+                                                   shape.m, w.scores, shape.m, false);
+        softmax(p, shape, count, w.scores, w.weights, shape.m);
         product<Wide, CATEGORY_ROWS, CATEGORY_VECTORS>(shape.m, shape.d, count, Scalars<T>{w.weights, 1, shape.m},
                                                        w.unit, shape.d, w.sum, shape.d, true);
       }
-      for (int64_t k = 0; k < p.categories; ++k)
-        for (int64_t j = 0; j < p.d; ++j) pooled[(b * p.categories + k) * p.d + j] = w.sum[k * shape.d + j];
+      for (int64_t k = 0; k < p.categories; ++k) copy(w.sum + k * shape.d, p.d, pooled + (b * p.categories + k) * p.d);
     }
   }
 
   // The cotangent of one sequence beside the categories: rows [U; C] and columns [U | C], zero-padded.
   static void load_cotangent(const SoftAssignmentPool<T>& p, const Shape& shape, const T* cotangent,
                              const Workspace& w) {
+    const int64_t d = p.d, stride = 2 * shape.m;
     for (int64_t k = 0; k < p.categories; ++k) {
-      for (int64_t j = 0; j < p.d; ++j) w.rows[k * shape.d + j] = cotangent[k * p.d + j];
-      for (int64_t j = 0; j < p.d; ++j) w.transposed[j * 2 * shape.m + k] = cotangent[k * p.d + j];
+      copy(cotangent + k * d, d, w.rows + k * shape.d);
+      for (int64_t j = 0; j < d; ++j) w.transposed[j * stride + k] = cotangent[k * d + j];
     }
   }
 
-  // From scores [a | s] of one item to the weights [p | ds] of its gradient. Returns {v . dv, sum_k ds_k s_k}.
-  struct Projections {
-    T radial, tangential;
-  };
-  static Projections differentiate(const SoftAssignmentPool<T>& p, const Shape& shape, const T* scores, T* weights) {
-    const auto add = [](Narrow a, Narrow b) { return a + b; };
-    const T *a = scores, *s = scores + shape.m;
-    T* ds = weights + shape.m;
-    softmax(p, shape, s, weights);
-    Narrow mean{};
-    for (int64_t k = 0; k < shape.m; k += LANES) mean += load<Narrow>(weights + k) * load<Narrow>(a + k);
-    mean = reduce_lanes<T, NARROW>(mean, add);
-    Narrow along{};
-    for (int64_t k = 0; k < shape.m; k += LANES) {
-      const Narrow slope = load<Narrow>(weights + k) * (load<Narrow>(a + k) - mean) * p.inverse_temperature;
-      store(ds + k, slope);
-      along += slope * load<Narrow>(s + k);
+  // From scores [count, a | s] of a block to the weights [count, p | ds] of its gradient. Fills w.radial with v . dv
+  // and returns sum_ik ds_ik s_ik.
+  static double differentiate(const SoftAssignmentPool<T>& p, const Shape& shape, int64_t count, const Workspace& w) {
+    const int64_t m = shape.m, stride = 2 * m;
+    const T scale = p.inverse_temperature;
+    softmax(p, shape, count, w.scores + m, w.weights, stride);
+    double tangential = 0;
+    for (int64_t i = 0; i < count; ++i) {
+      const T *a = w.scores + i * stride, *s = a + m;
+      T *weight = w.weights + i * stride, *ds = weight + m;
+      Narrow mean{};
+      for (int64_t k = 0; k < m; k += LANES) mean += load<Narrow>(weight + k) * load<Narrow>(a + k);
+      mean = sum_lanes(mean);
+      Narrow along{};
+      for (int64_t k = 0; k < m; k += LANES) {
+        const Narrow slope = load<Narrow>(weight + k) * (load<Narrow>(a + k) - mean) * scale;
+        store(ds + k, slope);
+        along += slope * load<Narrow>(s + k);
+      }
+      along = sum_lanes(along);
+      w.radial[i] = mean[0] + along[0];
+      tangential += along[0];
     }
-    along = reduce_lanes<T, NARROW>(along, add);
-    return {mean[0] + along[0], along[0]};
+    return tangential;
   }
 
   static void store_item_gradient(const SoftAssignmentPool<T>& p, const Shape& shape, int64_t count, const Workspace& w,
@@ -171,8 +180,10 @@ struct Loops {
     for (int64_t i = 0; i < count; ++i) {
       const T *dv = w.item_gradient + i * shape.d, *v = w.unit + i * shape.d;
       const T inverse = w.inverse[i], radial = w.radial[i];
+      T* const to = gradient + i * p.d;
+      const int64_t d = p.d;
 #pragma omp simd
-      for (int64_t j = 0; j < p.d; ++j) gradient[i * p.d + j] = (dv[j] - v[j] * radial) * inverse;
+      for (int64_t j = 0; j < d; ++j) to[j] = (dv[j] - v[j] * radial) * inverse;
     }
   }
 
@@ -182,14 +193,13 @@ struct Loops {
     const Workspace w(shape, memory);
     const int64_t m = shape.m, d = shape.d;
     const T* category_columns = p.packed + m * d;
-    for (int64_t i = 0; i < m * d; ++i) w.sum[i] = 0;
-    for (int64_t i = 0; i < m * d; ++i) w.rows[i] = 0;
-    for (int64_t i = 0; i < m * d; ++i) w.rows[m * d + i] = p.packed[i];
-    for (int64_t j = 0; j < d; ++j)
-      for (int64_t k = 0; k < m; ++k) {
-        w.transposed[j * 2 * m + k] = 0;
-        w.transposed[j * 2 * m + m + k] = category_columns[j * m + k];
-      }
+    set_zero(w.sum, m * d);
+    set_zero(w.rows, m * d);
+    copy(p.packed, m * d, w.rows + m * d);
+    for (int64_t j = 0; j < d; ++j) {
+      set_zero(w.transposed + j * 2 * m, m);
+      copy(category_columns + j * m, m, w.transposed + j * 2 * m + m);
+    }
     double tangential = 0;  // one number for all items: wider than they are
     for (int64_t b = begin; b < end; ++b) {
       const int64_t first = p.sequences.first(b), length = p.sequences.length(b);
@@ -197,13 +207,9 @@ struct Loops {
       for (int64_t start = 0; start < length; start += BLOCK) {
         const int64_t count = length - start < BLOCK ? length - start : BLOCK;
         const int64_t rows = load_block(p, shape, first + start, count, w);
-        product<Narrow, SCORE_ROWS, 1>(rows, 2 * m, d, Scalars<T>{w.unit, d, 1}, w.transposed, 2 * m, w.scores, 2 * m,
-                                       false);
-        for (int64_t i = 0; i < count; ++i) {
-          const auto along = differentiate(p, shape, w.scores + i * 2 * m, w.weights + i * 2 * m);
-          w.radial[i] = along.radial;
-          tangential += along.tangential;
-        }
+        product<Narrow, SCORE_ROWS, SCORE_VECTORS>(rows, 2 * m, d, Scalars<T>{w.unit, d, 1}, w.transposed, 2 * m,
+                                                   w.scores, 2 * m, false);
+        tangential += differentiate(p, shape, count, w);
         if (gradients.categories)
           product<Wide, CATEGORY_ROWS, CATEGORY_VECTORS>(m, d, count, Scalars<T>{w.weights + m, 1, 2 * m}, w.unit, d,
                                                          w.sum, d, true);
@@ -213,12 +219,10 @@ struct Loops {
           store_item_gradient(p, shape, count, w, gradients.items + (first + start) * p.d);
         }
       }
-      if (gradients.items)
-        for (int64_t i = (first + length) * p.d; i < (first + p.sequences.rows(b)) * p.d; ++i) gradients.items[i] = 0;
+      if (gradients.items) set_zero(gradients.items + (first + length) * p.d, (p.sequences.rows(b) - length) * p.d);
     }
     if (gradients.categories)
-      for (int64_t k = 0; k < p.categories; ++k)
-        for (int64_t j = 0; j < p.d; ++j) gradients.categories[k * p.d + j] = w.sum[k * d + j];
+      for (int64_t k = 0; k < p.categories; ++k) copy(w.sum + k * d, p.d, gradients.categories + k * p.d);
     if (gradients.temperature) *gradients.temperature = T(-tangential * p.inverse_temperature);
   }
 

@@ -19,7 +19,8 @@ inline T sum_of_squares(const T* row, int64_t d, T scale) {
   return sum;
 }
 
-// The same for rows whose squares overflow, vanish or are not finite: brought near 1 first, in two exact steps.
+// unit [d] = row / |row| for a row whose squares overflow, vanish or are not finite: it is brought near 1 first.
+// Returns 1 / |row|.
 template <class T>
 __attribute__((noinline)) T unit_row_rescaled(const T* row, int64_t d, T* unit) {
   constexpr T smallest = sizeof(T) == 4 ? T(__FLT_MIN__) : T(__DBL_MIN__);
@@ -36,18 +37,31 @@ __attribute__((noinline)) T unit_row_rescaled(const T* row, int64_t d, T* unit) 
   return scale * inverse;
 }
 
-// unit [padded_d] = row [d] / |row|, zero beyond d. Returns 1 / |row|, which the backward needs (0 for a zero row).
+// unit [count, padded_d] = rows [count, d] / |row|, zero beyond d; inverse [count] = 1 / |row|, which the backward
+// needs (0 for a zero row). Stage by stage: the rows' chains of dependent instructions then overlap.
 template <class T>
-inline T unit_row(const T* row, int64_t d, int64_t padded_d, T* unit) {
+inline void unit_rows(const T* rows, int64_t count, int64_t d, int64_t padded_d, T* unit, T* inverse) {
   // Between these bounds a plain sum has lost nothing to overflow or to denormal squares.
   constexpr T low = sizeof(T) == 4 ? T(1e-20f) : T(1e-200), high = sizeof(T) == 4 ? T(1e30f) : T(1e300);
-  for (int64_t j = d; j < padded_d; ++j) unit[j] = 0;
-  const T square = sum_of_squares(row, d, T(1));
-  if (!(square > low && square < high)) return unit_row_rescaled(row, d, unit);
-  const T inverse = 1 / square_root(square);
+  bool safe = true;
+  for (int64_t i = 0; i < count; ++i) {
+    const T square = sum_of_squares(rows + i * d, d, T(1));
+    safe = safe && square > low && square < high;
+    inverse[i] = square;
+  }
+  for (int64_t i = 0; i < count; ++i) inverse[i] = 1 / square_root(inverse[i]);
+  for (int64_t i = 0; i < count; ++i) {
+    const T *row = rows + i * d, scale = inverse[i];
+    T* const to = unit + i * padded_d;
 #pragma omp simd
-  for (int64_t j = 0; j < d; ++j) unit[j] = row[j] * inverse;
-  return inverse;
+    for (int64_t j = 0; j < d; ++j) to[j] = row[j] * scale;
+    set_zero(to + d, padded_d - d);
+  }
+  if (safe) return;
+  for (int64_t i = 0; i < count; ++i) {
+    const T square = sum_of_squares(rows + i * d, d, T(1));
+    if (!(square > low && square < high)) inverse[i] = unit_row_rescaled(rows + i * d, d, unit + i * padded_d);
+  }
 }
 
 }  // namespace

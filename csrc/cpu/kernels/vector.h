@@ -45,6 +45,16 @@ inline void store(T* to, V v) {
   __builtin_memcpy(to, &v, sizeof(V));
 }
 
+template <class T>
+inline void set_zero(T* to, int64_t count) {
+  __builtin_memset(to, 0, count * sizeof(T));
+}
+
+template <class T>
+inline void copy(const T* from, int64_t count, T* to) {
+  __builtin_memcpy(to, from, count * sizeof(T));
+}
+
 inline int64_t round_up(int64_t count, int64_t multiple) { return (count + multiple - 1) / multiple * multiple; }
 
 template <class T>
@@ -91,17 +101,33 @@ inline Vector<T, BYTES> exp_nonpositive(Vector<T, BYTES> x) {
   return x < F::EXP_MIN ? V{} : y;
 }
 
-// Reductions by butterfly: every lane ends with the result, the same bits in each.
-template <class T, int BYTES, class Combine>
-inline Vector<T, BYTES> reduce_lanes(Vector<T, BYTES> v, Combine combine) {
-  constexpr int LANES = BYTES / sizeof(T);
-#pragma GCC unroll 4
-  for (int distance = LANES / 2; distance > 0; distance /= 2) {
-    Vector<typename Float<T>::Int, BYTES> partner;
-    for (int lane = 0; lane < LANES; ++lane) partner[lane] = lane ^ distance;
-    v = combine(v, (Vector<T, BYTES>)__builtin_shuffle(v, partner));
+// Reduction by butterfly: every lane ends with the result, the same bits in each. Indices are spelt out because only
+// constants become single shuffle instructions.
+template <class V, class Combine>
+inline V reduce_lanes(V v, Combine combine) {
+  constexpr int LANES = sizeof(V) / sizeof(v[0]);
+  static_assert(LANES == 2 || LANES == 4 || LANES == 8);
+  if constexpr (LANES == 8) {
+    v = combine(v, __builtin_shufflevector(v, v, 4, 5, 6, 7, 0, 1, 2, 3));
+    v = combine(v, __builtin_shufflevector(v, v, 2, 3, 0, 1, 6, 7, 4, 5));
+    v = combine(v, __builtin_shufflevector(v, v, 1, 0, 3, 2, 5, 4, 7, 6));
+  } else if constexpr (LANES == 4) {
+    v = combine(v, __builtin_shufflevector(v, v, 2, 3, 0, 1));
+    v = combine(v, __builtin_shufflevector(v, v, 1, 0, 3, 2));
+  } else {
+    v = combine(v, __builtin_shufflevector(v, v, 1, 0));
   }
   return v;
+}
+
+template <class V>
+inline V sum_lanes(V v) {
+  return reduce_lanes(v, [](V a, V b) { return a + b; });
+}
+
+template <class V>
+inline V larger(V a, V b) {
+  return a > b ? a : b;
 }
 
 }  // namespace
