@@ -14,9 +14,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--benchmark-results",
         type=Path,
-        default=None,
+        default=Path("build/benchmark"),
         metavar="STEM",
-        help="with --benchmark: write STEM.json and STEM.md",
+        help="with --benchmark: write STEM.json and STEM.md (default: build/benchmark)",
     )
 
 
@@ -37,6 +37,4 @@ def report(request: pytest.FixtureRequest) -> Iterator[object]:
         capture = request.config.pluginmanager.getplugin("capturemanager")
         with capture.global_and_fixture_disabled():
             print("\n\n" + report.markdown())
-        stem = request.config.getoption("--benchmark-results")
-        if stem is not None:
-            report.write(stem)
+        report.write(request.config.getoption("--benchmark-results"))

@@ -38,23 +38,31 @@ struct Loops {
           d(round_up(dim, VectorOf<T, WIDE>::LANES)) {}
   };
 
-  // Packed categories: rows [m, d], their transpose [d, m], 1 / |row| [m], and what is added to the scores [m] so that
+  // Unit categories: rows [m, d] and their transpose [d, m]; 1 / |row| [m]; what is added to the scores [m] so that
   // padding gets no weight: 0, then the lowest number.
+  struct Packed {
+    T *rows, *transposed, *inverse, *padding;
+
+    Packed(const Shape& shape, const T* memory)
+        : rows(const_cast<T*>(memory)),
+          transposed(rows + shape.m * shape.d),
+          inverse(transposed + shape.m * shape.d),
+          padding(inverse + shape.m) {}
+  };
+
   static int64_t packed_size(int64_t categories, int64_t dim) {
     const Shape shape(categories, dim);
     return 2 * shape.m * shape.d + 2 * shape.m;
   }
 
-  static void pack_categories(const T* categories, int64_t m, int64_t dim, T* packed) {
+  static void pack_categories(const T* categories, int64_t m, int64_t dim, T* memory) {
     const Shape shape(m, dim);
-    T* transposed = packed + shape.m * shape.d;
-    T* inverse = transposed + shape.m * shape.d;
-    T* padding = inverse + shape.m;
-    set_zero(packed, packed_size(m, dim));
-    unit_rows(categories, m, dim, shape.d, packed, inverse);
-    for (int64_t k = m; k < shape.m; ++k) padding[k] = LOWEST;
+    const Packed packed(shape, memory);
+    set_zero(memory, packed_size(m, dim));
+    unit_rows(categories, m, dim, shape.d, packed.rows, packed.inverse);
+    for (int64_t k = m; k < shape.m; ++k) packed.padding[k] = LOWEST;
     for (int64_t k = 0; k < m; ++k)
-      for (int64_t j = 0; j < dim; ++j) transposed[j * shape.m + k] = packed[k * shape.d + j];
+      for (int64_t j = 0; j < dim; ++j) packed.transposed[j * shape.m + k] = packed.rows[k * shape.d + j];
   }
 
   // Workspace of one thread: unit rows, item gradients [BLOCK, d]; 1 / |row| and v . dv [BLOCK]; scores and
@@ -93,7 +101,7 @@ struct Loops {
   // the items' chains of dependent instructions then overlap.
   static void softmax(const SoftAssignmentPool<T>& p, const Shape& shape, int64_t count, const T* scores, T* weights,
                       int64_t stride) {
-    const T* padding = p.packed + 2 * shape.m * shape.d + shape.m;
+    const T* padding = Packed(shape, p.packed).padding;
     const int64_t m = shape.m;
     const T scale = p.inverse_temperature;
     for (int64_t i = 0; i < count; ++i) {
@@ -122,7 +130,7 @@ struct Loops {
   static void forward(const SoftAssignmentPool<T>& p, int64_t begin, int64_t end, T* pooled, T* memory) {
     const Shape shape(p.categories, p.d);
     const Workspace w(shape, memory);
-    const T* transposed = p.packed + shape.m * shape.d;
+    const T* transposed = Packed(shape, p.packed).transposed;
     for (int64_t b = begin; b < end; ++b) {
       const int64_t first = p.sequences.first(b), length = p.sequences.length(b);
       set_zero(w.sum, shape.m * shape.d);
@@ -192,13 +200,13 @@ struct Loops {
     const Shape shape(p.categories, p.d);
     const Workspace w(shape, memory);
     const int64_t m = shape.m, d = shape.d;
-    const T* category_columns = p.packed + m * d;
+    const Packed packed(shape, p.packed);
     set_zero(w.sum, m * d);
     set_zero(w.rows, m * d);
-    copy(p.packed, m * d, w.rows + m * d);
+    copy(packed.rows, m * d, w.rows + m * d);
     for (int64_t j = 0; j < d; ++j) {
       set_zero(w.transposed + j * 2 * m, m);
-      copy(category_columns + j * m, m, w.transposed + j * 2 * m + m);
+      copy(packed.transposed + j * m, m, w.transposed + j * 2 * m + m);
     }
     double tangential = 0;  // one number for all items: wider than they are
     for (int64_t b = begin; b < end; ++b) {
@@ -228,12 +236,12 @@ struct Loops {
 
   static void unpack_category_gradient(const SoftAssignmentPool<T>& p, const T* sum, T* gradient) {
     const Shape shape(p.categories, p.d);
-    const T* inverse = p.packed + 2 * shape.m * shape.d;
+    const Packed packed(shape, p.packed);
     for (int64_t k = 0; k < p.categories; ++k) {
-      const T *g = sum + k * p.d, *c = p.packed + k * shape.d;
+      const T *g = sum + k * p.d, *c = packed.rows + k * shape.d;
       T radial = 0;
       for (int64_t j = 0; j < p.d; ++j) radial += c[j] * g[j];
-      for (int64_t j = 0; j < p.d; ++j) gradient[k * p.d + j] = (g[j] - c[j] * radial) * inverse[k];
+      for (int64_t j = 0; j < p.d; ++j) gradient[k * p.d + j] = (g[j] - c[j] * radial) * packed.inverse[k];
     }
   }
 
