@@ -40,8 +40,19 @@ def set_isa_level(name: str) -> None:
     torch.ops.cmi_fast.set_isa_level(name)
 
 
-if LEVEL_VARIABLE in os.environ:
-    set_isa_level(os.environ[LEVEL_VARIABLE])
+def _apply_environment() -> str | None:
+    """Set the level that the environment names; what is wrong with it, or None."""
+    if not available or LEVEL_VARIABLE not in os.environ:
+        return None
+    try:
+        set_isa_level(os.environ[LEVEL_VARIABLE])
+    except ValueError as error:
+        return f"{LEVEL_VARIABLE}: {error}"
+    return None
+
+
+# Raised by the first call that would run compiled code, as an import is no place for a traceback.
+environment_error = _apply_environment()
 
 
 def build_info() -> dict[str, Any]:

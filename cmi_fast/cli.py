@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 import cmi_fast
+from cmi_fast import _native
 from cmi_fast.errors import InputError
 from cmi_fast.tables import text_table
 
@@ -194,6 +195,8 @@ def _plain(value: object) -> str:
 def main() -> None:
     """Run the command line; what a user can put right is one line and exit code 2."""
     try:
+        if _native.environment_error is not None:
+            raise InputError(_native.environment_error)
         app()
     except InputError as error:
         message = str(error)

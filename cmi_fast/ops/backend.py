@@ -26,12 +26,15 @@ def choose_backend(
         unsupported: what in this call the compiled kernel cannot do, or None.
 
     Raises:
-        ValueError: the name is unknown, or an explicit backend cannot run this call; the message says why.
+        ValueError: the name is unknown, an explicit backend cannot run this call, or the environment asks for an ISA
+            level that this CPU does not have; the message says why.
     """
     if backend not in BACKENDS:
         raise ValueError(f"backend: expected one of {', '.join(BACKENDS)}, found {backend!r}")
     if backend == "reference":
         return backend
+    if _native.environment_error is not None:
+        raise ValueError(_native.environment_error)
     if backend in ("triton", "cuda") or (backend == "cpu" and not cpu):
         raise ValueError(f"backend: {operator} has no {backend!r} kernel in this version; use 'auto' or 'reference'")
     obstacle = unsupported
