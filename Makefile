@@ -10,7 +10,7 @@ demo: .venv/installed
 	@mkdir -p $(DEMO)
 	$(BIN)/cmi-fast simulate $(DEMO)/log.parquet --users 2000 --items 5000 --days 14 --seed 0
 	$(BIN)/cmi-fast train $(DEMO)/log.parquet --out $(DEMO)/cmi --overwrite \
-	  --item-categories $(DEMO)/log.truth.parquet --set batch_size=128
+	  --item-categories $(DEMO)/log.truth.parquet --set lr=0.002 --set steps_per_epoch=150 --set epochs=6
 	$(BIN)/cmi-fast recommend $(DEMO)/cmi --k 50 --out $(DEMO)/recommendations.parquet
 
 test: .venv/installed

@@ -46,7 +46,7 @@ class Config(pydantic.BaseModel):
     view_share: float = pydantic.Field(0.5, gt=0, le=1, description="mu, share of the history in a view")
     max_history: int = pydantic.Field(100, ge=1, description="f, most recent plays that are read")
 
-    batch_size: int = pydantic.Field(256, ge=1, description="|B|, samples a step")
+    batch_size: int = pydantic.Field(128, ge=1, description="|B|, samples a step")
     lr: float = pydantic.Field(1e-3, gt=0, description="Adam's learning rate")
     epochs: int = pydantic.Field(30, ge=1, description="at most this many")
     steps_per_epoch: int | None = pydantic.Field(None, ge=1, description="instead of one pass over all samples")

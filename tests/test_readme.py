@@ -1,0 +1,23 @@
+"""The README's Python runs as it stands there."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+README = Path(__file__).parents[1] / "README.md"
+SNIPPETS = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+
+
+@pytest.mark.parametrize("snippet", SNIPPETS)
+def test_snippets_run(snippet: str) -> None:
+    names: dict[str, object] = {}
+    exec(snippet, names)
+    if "interests" in names:
+        assert names["interests"].shape == (32, 8, 64)
+
+
+def test_there_are_snippets() -> None:
+    assert SNIPPETS
