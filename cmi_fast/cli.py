@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 from pathlib import Path
@@ -194,6 +195,8 @@ def _plain(value: object) -> str:
 
 def main() -> None:
     """Run the command line; what a user can put right is one line and exit code 2."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)  # whoever follows a log file sees each epoch when it ends
     try:
         if _native.environment_error is not None:
             raise InputError(_native.environment_error)

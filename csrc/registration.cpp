@@ -12,6 +12,14 @@ STABLE_TORCH_LIBRARY(cmi_fast, library) {
       "Tensor? offsets, float temperature, Tensor? temperature_tensor, bool items_grad, bool categories_grad, "
       "bool temperature_grad) -> (Tensor, Tensor, Tensor)");
 
+  library.def(
+      "nt_xent_loss(Tensor first, Tensor second, float temperature, Tensor? temperature_tensor, str negatives, "
+      "str direction, bool normalize) -> (Tensor losses, Tensor log_sum)");
+  library.def(
+      "nt_xent_loss_backward(Tensor losses_grad, Tensor log_sum, Tensor first, Tensor second, float temperature, "
+      "Tensor? temperature_tensor, str negatives, str direction, bool normalize, bool first_grad, bool second_grad, "
+      "bool temperature_grad) -> (Tensor, Tensor, Tensor)");
+
   library.def("isa_level() -> str");
   library.def("supported_isa_levels() -> str");
   library.def("set_isa_level(str name) -> ()");

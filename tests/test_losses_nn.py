@@ -25,7 +25,8 @@ def test_nt_xent_is_the_function() -> None:
     first, second = torch.randn(2, 6, 5)
     assert torch.equal(nn.NTXentLoss()(first, second), nt_xent_loss(first, second, temperature=0.5))
     options = {"negatives": "cross_view", "direction": "first", "normalize": False, "reduction": "none"}
-    module = nn.NTXentLoss(2.0, **options, backend="reference")
+    options["backend"] = "reference"
+    module = nn.NTXentLoss(2.0, **options)
     assert torch.equal(module(first, second), nt_xent_loss(first, second, temperature=2.0, **options))
     assert "temperature=2, negatives='cross_view'" in repr(module)
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from cmi_fast import reference
-from cmi_fast.ops.backend import choose_backend
+from cmi_fast import _native, reference
+from cmi_fast.ops.backend import choose_backend, register_operator
 from cmi_fast.ops.checks import (
     REDUCTIONS,
     cast_for_autocast,
@@ -17,6 +19,7 @@ from cmi_fast.ops.checks import (
     check_temperature,
     check_tensor,
 )
+from cmi_fast.reference.reduction import reduce_losses
 
 NEGATIVES = ("all", "cross_view")
 DIRECTIONS = ("both", "first")
@@ -61,7 +64,8 @@ def nt_xent_loss(
             negatives of an anchor are the same either way.
         normalize: scale rows to unit length; ``False`` takes plain dot products (DSSRec).
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.
-        backend: ``"auto"`` or ``"reference"``; no kernel exists yet.
+        backend: ``"auto"``, ``"reference"`` or ``"cpu"``. The CPU kernel takes float32 and float64; it needs memory of
+            the size of the rows, never of N x N.
 
     Returns:
         The loss, a scalar; with ``reduction="none"`` [2N], the anchors of ``first``, then of ``second``
@@ -81,7 +85,73 @@ def nt_xent_loss(
     check_choice("negatives", negatives, NEGATIVES)
     check_choice("direction", direction, DIRECTIONS)
     check_choice("reduction", reduction, REDUCTIONS)
-    check_temperature(temperature, first, least=LEAST_TEMPERATURE)
-    choose_backend(backend, "nt_xent_loss", first)
-    with torch.autocast(first.device.type, enabled=False):
-        return reference.nt_xent_loss(first, second, temperature, negatives, direction, normalize, reduction)
+    number, tensor = check_temperature(temperature, first, least=LEAST_TEMPERATURE)
+    chosen = choose_backend(backend, "nt_xent_loss", first, cpu=(torch.float32, torch.float64))
+    if chosen == "reference":
+        with torch.autocast(first.device.type, enabled=False):
+            return reference.nt_xent_loss(first, second, temperature, negatives, direction, normalize, reduction)
+    losses, _ = torch.ops.cmi_fast.nt_xent_loss.default(
+        first.flatten(0, -2), second.flatten(0, -2), number, tensor, negatives, direction, normalize
+    )
+    return reduce_losses(losses, reduction)
+
+
+def _fake(
+    first: Tensor,
+    second: Tensor,
+    temperature: float,
+    temperature_tensor: Tensor | None,
+    negatives: str,
+    direction: str,
+    normalize: bool,
+) -> tuple[Tensor, Tensor]:
+    pairs = first.shape[0]
+    return first.new_empty(2 * pairs if direction == "both" else pairs), first.new_empty(2 * pairs)
+
+
+def _backward_fake(
+    losses_grad: Tensor,
+    log_sum: Tensor,
+    first: Tensor,
+    second: Tensor,
+    temperature: float,
+    temperature_tensor: Tensor | None,
+    negatives: str,
+    direction: str,
+    normalize: bool,
+    first_grad: bool,
+    second_grad: bool,
+    temperature_grad: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    return (
+        first.new_empty(first.shape if first_grad else (0,)),
+        second.new_empty(second.shape if second_grad else (0,)),
+        first.new_empty(() if temperature_grad else (0,)),
+    )
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    first, second, temperature, temperature_tensor, *ctx.options = inputs
+    ctx.temperature = temperature
+    ctx.save_for_backward(first, second, temperature_tensor, output[1])
+    ctx.mark_non_differentiable(output[1])
+
+
+def _backward(ctx: Any, losses_grad: Tensor, log_sum_grad: Tensor) -> tuple[Tensor | None, ...]:
+    first, second, temperature_tensor, log_sum = ctx.saved_tensors
+    wanted = ctx.needs_input_grad[0], ctx.needs_input_grad[1], ctx.needs_input_grad[3]
+    gradients = torch.ops.cmi_fast.nt_xent_loss_backward.default(
+        losses_grad, log_sum, first, second, ctx.temperature, temperature_tensor, *ctx.options, *wanted
+    )
+    first_grad, second_grad, temperature_grad = (g if w else None for g, w in zip(gradients, wanted, strict=True))
+    return first_grad, second_grad, None, temperature_grad, None, None, None
+
+
+if _native.available:
+    register_operator(
+        "cmi_fast::nt_xent_loss",
+        fake=_fake,
+        backward_fake=_backward_fake,
+        setup_context=_setup_context,
+        backward=_backward,
+    )

@@ -28,7 +28,7 @@ struct Loops {
   using Narrow = Vector<T, NARROW>;
   using Wide = Vector<T, WIDE>;
   static constexpr int LANES = VectorOf<T, NARROW>::LANES;
-  static constexpr T LOWEST = sizeof(T) == 4 ? T(-__FLT_MAX__) : T(-__DBL_MAX__);
+  static constexpr T LOWEST = Float<T>::LOWEST;
 
   // Padded sizes. Padding rows of items and categories are zero, so they add nothing to any product.
   struct Shape {
@@ -103,7 +103,7 @@ struct Loops {
                       int64_t stride) {
     const T* padding = Packed(shape, p.packed).padding;
     const int64_t m = shape.m;
-    const T scale = p.inverse_temperature;
+    const T scale = p.inverse_temperature * T(LOG2_E);
     for (int64_t i = 0; i < count; ++i) {
       Narrow top = Narrow{} + LOWEST;
       for (int64_t k = 0; k < m; k += LANES) {
@@ -117,7 +117,7 @@ struct Loops {
     }
     for (int64_t i = 0; i < count; ++i)
       for (int64_t k = 0; k < m; k += LANES)
-        store(weights + i * stride + k, exp_nonpositive<T, NARROW>(load<Narrow>(weights + i * stride + k)));
+        store(weights + i * stride + k, exp2_nonpositive<T, NARROW>(load<Narrow>(weights + i * stride + k)));
     for (int64_t i = 0; i < count; ++i) {
       Narrow sum{};
       for (int64_t k = 0; k < m; k += LANES) sum += load<Narrow>(weights + i * stride + k);

@@ -64,10 +64,10 @@ template <>
 struct Float<float> {
   using Int = int32_t;
   static constexpr int MANTISSA = 23;
-  static constexpr int EXP_DEGREE = 7;         // Taylor remainder 5e-9 on |r| <= ln(2)/2
+  static constexpr int EXP_DEGREE = 7;         // Taylor remainder 5e-9 on |r| <= 1/2
   static constexpr float ROUND = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
-  static constexpr float LN2_HIGH = 0.693359375f, LN2_LOW = -2.12194440e-4f;
-  static constexpr float EXP_MIN = -87.0f;
+  static constexpr float EXP_MIN = -126.0f;    // below it 2^x is denormal
+  static constexpr float LOWEST = -__FLT_MAX__;
 };
 
 template <>
@@ -76,26 +76,38 @@ struct Float<double> {
   static constexpr int MANTISSA = 52;
   static constexpr int EXP_DEGREE = 13;                // Taylor remainder 4e-18
   static constexpr double ROUND = 6755399441055744.0;  // 1.5 * 2^52
-  static constexpr double LN2_HIGH = 6.93147180369123816490e-01, LN2_LOW = 1.90821492927058770002e-10;
-  static constexpr double EXP_MIN = -708.0;
+  static constexpr double EXP_MIN = -1022.0;
+  static constexpr double LOWEST = -__DBL_MAX__;
 };
 
-constexpr double INVERSE_FACTORIAL[] = {
-    1.0,        1.0,         1.0 / 2,      1.0 / 6,       1.0 / 24,       1.0 / 120,       1.0 / 720,
-    1.0 / 5040, 1.0 / 40320, 1.0 / 362880, 1.0 / 3628800, 1.0 / 39916800, 1.0 / 479001600, 1.0 / 6227020800};
+constexpr double LOG2_E = 1.44269504088896340736, LN_2 = 0.693147180559945309417;
 
-// e^x for x <= 0 (what a softmax needs): 2^n e^r with n = round(x / ln 2). Exactly 0 below EXP_MIN; NaN stays NaN.
+// Taylor coefficients of 2^r: ln(2)^i / i!
+constexpr double exp2_coefficient(int i) { return i == 0 ? 1.0 : exp2_coefficient(i - 1) * LN_2 / i; }
+
+template <class T>
+struct Exp2 {
+  T coefficient[Float<T>::EXP_DEGREE + 1];
+  constexpr Exp2() : coefficient{} {
+    for (int i = 0; i <= Float<T>::EXP_DEGREE; ++i) coefficient[i] = T(exp2_coefficient(i));
+  }
+};
+
+template <class T>
+constexpr Exp2<T> EXP2{};
+
+// 2^x for x up to 0 and a little above (what a softmax needs): 2^n 2^r with n = round(x). Exactly 0 below EXP_MIN; NaN
+// stays NaN.
 template <class T, int BYTES>
-inline Vector<T, BYTES> exp_nonpositive(Vector<T, BYTES> x) {
+inline Vector<T, BYTES> exp2_nonpositive(Vector<T, BYTES> x) {
   using F = Float<T>;
   using V = Vector<T, BYTES>;
   using Bits = Vector<typename F::Int, BYTES>;
-  const V shifted = x * T(1.44269504088896340736) + F::ROUND;
-  const V n = shifted - F::ROUND;
-  const V r = (x - n * F::LN2_HIGH) - n * F::LN2_LOW;
-  V y = V{} + T(INVERSE_FACTORIAL[F::EXP_DEGREE]);
+  const V shifted = x + F::ROUND;
+  const V r = x - (shifted - F::ROUND);
+  V y = V{} + EXP2<T>.coefficient[F::EXP_DEGREE];
 #pragma GCC unroll 16
-  for (int i = F::EXP_DEGREE - 1; i >= 0; --i) y = y * r + T(INVERSE_FACTORIAL[i]);
+  for (int i = F::EXP_DEGREE - 1; i >= 0; --i) y = y * r + EXP2<T>.coefficient[i];
   // The low bits of `shifted` hold n; moved to the exponent's place they multiply by 2^n.
   y = (V)((Bits)y + ((Bits)shifted << F::MANTISSA));
   return x < F::EXP_MIN ? V{} : y;

@@ -1,0 +1,192 @@
+#include "cpu/kernels/nt_xent_loss.h"
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+
+#include <numeric>
+#include <string>
+#include <vector>
+
+#include "cpu/checks.h"
+#include "cpu/kernels/pair_schedule.h"
+#include "cpu/level.h"
+#include "cpu/partition.h"
+
+namespace cmi_fast {
+
+CMI_FAST_DECLARE_KERNEL(NtXentLossKernels, nt_xent_loss)
+
+namespace {
+
+// Sums of e^(s - 1/t) in the inputs' precision stay normal numbers from here on; below, anchors need a running maximum.
+constexpr double SHARED_SHIFT_TEMPERATURE = 0.025;
+
+template <class T>
+const NtXentLossKernel<T>& kernel() {
+  const NtXentLossKernels& kernels = CMI_FAST_KERNEL(NtXentLossKernels, nt_xent_loss);
+  if constexpr (std::is_same_v<T, float>)
+    return kernels.float32;
+  else
+    return kernels.float64;
+}
+
+// The options of the schema, as they come.
+struct Options {
+  double temperature;
+  const std::optional<Tensor>& temperature_tensor;
+  std::string negatives, direction;
+  bool normalize;
+};
+
+// The arguments of one call, checked and contiguous, with the buffers that its passes share.
+template <class T>
+struct Call {
+  const NtXentLossKernel<T>& kernel = cmi_fast::kernel<T>();
+  Tensor first, second, matrices, vectors, sums, workspace;
+  typename NtXentLossKernel<T>::Sizes sizes;
+  NtXentLoss<T> problem;
+  int64_t blocks, workers;
+
+  Call(const Tensor& first_, const Tensor& second_, const Options& options, bool backward) {
+    STD_TORCH_CHECK(first_.dim() == 2 && second_.dim() == 2 && first_.numel() > 0 &&
+                        first_.numel() == second_.numel() && first_.size(0) == second_.size(0) &&
+                        second_.scalar_type() == SCALAR_TYPE<T>,
+                    "first and second must be [N, d] of one dtype");
+    STD_TORCH_CHECK(options.negatives == "all" || options.negatives == "cross_view", "negatives: ", options.negatives);
+    STD_TORCH_CHECK(options.direction == "both" || options.direction == "first", "direction: ", options.direction);
+    first = torch::stable::contiguous(first_);
+    second = torch::stable::contiguous(second_);
+    const double temperature = temperature_value<T>(options.temperature, options.temperature_tensor);
+    const int64_t pairs = first.size(0), d = first.size(1);
+    sizes = kernel.sizes(pairs, d);
+    // One allocation for what is as large as the rows: rows, columns and, in the backward, their gradient.
+    matrices = torch::stable::new_empty(first, {(backward ? 3 : 2) * sizes.rows});
+    vectors = torch::stable::new_empty(first, {4 * sizes.anchors});
+    sums = torch::stable::new_empty(first, {sizes.anchors}, ScalarType::Double);
+    T* const matrix = mutable_data<T>(matrices);
+    T* const vector = mutable_data<T>(vectors);
+    problem = {.first = data<T>(first),
+               .second = data<T>(second),
+               .pairs = pairs,
+               .d = d,
+               .inverse_temperature = T(1 / temperature),
+               .cross_view = options.negatives == "cross_view",
+               .both = options.direction == "both",
+               .normalize = options.normalize,
+               .running = !options.normalize || temperature < SHARED_SHIFT_TEMPERATURE,
+               .rows = matrix,
+               .columns = matrix + sizes.rows,
+               .inverse = vector,
+               .sums = mutable_data<double>(sums),
+               .maxima = vector + sizes.anchors,
+               .weights = vector + 2 * sizes.anchors,
+               .scaled_weights = vector + 3 * sizes.anchors,
+               .gradient = backward ? matrix + 2 * sizes.rows : nullptr};
+    // Even, or 1; enough for 64 threads to have a pair of blocks each.
+    blocks = sizes.tiles == 1 ? 1 : std::min<int64_t>((sizes.tiles + 1) / 2 * 2, 128);
+    workers = torch::stable::get_num_threads();
+    workspace = torch::stable::new_empty(first, {workers * sizes.workspace});
+    ranges([&](int64_t begin, int64_t end) { kernel.pack(problem, begin, end); }, sizes.tiles);
+  }
+
+  // run(begin, end) for ranges that cover 0 .. count, in parallel.
+  template <class Run>
+  void ranges(const Run& run, int64_t count) const {
+    parallel_for_parts(blocks, std::min(workers, blocks),
+                       [&](int64_t part, int64_t) { run(count * part / blocks, count * (part + 1) / blocks); });
+  }
+
+  // run(a_begin, a_end, b_begin, b_end, workspace) for all pairs of blocks of tiles.
+  template <class Run>
+  void pairs(const Run& run) const {
+    const auto boundary = [&](int64_t block) { return sizes.tiles * block / blocks; };
+    for_each_pair(
+        blocks, [&](int64_t tasks, const auto& task) { parallel_for_parts(tasks, std::min(workers, tasks), task); },
+        [&](int64_t a, int64_t b, int64_t worker) {
+          run(boundary(a), boundary(a + 1), boundary(b), boundary(b + 1),
+              mutable_data<T>(workspace) + worker * sizes.workspace);
+        });
+  }
+};
+
+template <class T>
+std::tuple<Tensor, Tensor> forward(const Call<T>& call) {
+  const auto& p = call.problem;
+  const int64_t n = 2 * p.pairs;
+  const Tensor losses = torch::stable::new_empty(call.first, {p.both ? n : p.pairs});
+  const Tensor log_sum = torch::stable::new_empty(call.first, {n});
+  call.pairs([&](auto... arguments) { call.kernel.add_sums(p, arguments...); });
+  call.ranges(
+      [&](int64_t begin, int64_t end) {
+        call.kernel.finish_losses(p, begin, end, mutable_data<T>(losses), mutable_data<T>(log_sum));
+      },
+      n);
+  return {losses, log_sum};
+}
+
+template <class T>
+std::tuple<Tensor, Tensor, Tensor> backward(const Call<T>& call, const Tensor& losses_grad_, const Tensor& log_sum_,
+                                            bool first_grad, bool second_grad, bool temperature_grad) {
+  const auto& p = call.problem;
+  const int64_t n = 2 * p.pairs;
+  STD_TORCH_CHECK(losses_grad_.numel() == (p.both ? n : p.pairs) && losses_grad_.scalar_type() == SCALAR_TYPE<T> &&
+                      log_sum_.numel() == n && log_sum_.scalar_type() == SCALAR_TYPE<T>,
+                  "the gradient of the losses and log_sum must be as the forward's outputs");
+  const Tensor losses_grad = torch::stable::contiguous(losses_grad_), log_sum = torch::stable::contiguous(log_sum_);
+  const Tensor none = torch::stable::new_empty(call.first, {0});
+  const Tensor first = first_grad ? torch::stable::empty_like(call.first) : none;
+  const Tensor second = second_grad ? torch::stable::empty_like(call.second) : none;
+  const Tensor temperature = temperature_grad ? torch::stable::new_empty(call.first, {}) : none;
+  call.ranges([&](int64_t begin,
+                  int64_t end) { call.kernel.start_gradient(p, begin, end, data<T>(losses_grad), data<T>(log_sum)); },
+              n);
+  call.pairs([&](auto... arguments) { call.kernel.add_gradient(p, arguments...); });
+  std::vector<double> parts(call.blocks);
+  parallel_for_parts(call.blocks, std::min(call.workers, call.blocks), [&](int64_t part, int64_t) {
+    parts[part] = call.kernel.finish_gradient(p, n * part / call.blocks, n * (part + 1) / call.blocks,
+                                              first_grad ? mutable_data<T>(first) : nullptr,
+                                              second_grad ? mutable_data<T>(second) : nullptr);
+  });
+  if (temperature_grad) *mutable_data<T>(temperature) = T(std::accumulate(parts.begin(), parts.end(), 0.0));
+  return {first, second, temperature};
+}
+
+template <class Run>
+auto dispatch(const Tensor& first, const Run& run) {
+  switch (first.scalar_type()) {
+    case ScalarType::Float:
+      return run(float());
+    case ScalarType::Double:
+      return run(double());
+    default:
+      STD_TORCH_CHECK(false, "first must be float32 or float64");
+  }
+}
+
+std::tuple<Tensor, Tensor> nt_xent_loss(Tensor first, Tensor second, double temperature,
+                                        std::optional<Tensor> temperature_tensor, std::string negatives,
+                                        std::string direction, bool normalize) {
+  const Options options{temperature, temperature_tensor, negatives, direction, normalize};
+  return dispatch(first, [&](auto type) { return forward(Call<decltype(type)>(first, second, options, false)); });
+}
+
+std::tuple<Tensor, Tensor, Tensor> nt_xent_loss_backward(Tensor losses_grad, Tensor log_sum, Tensor first,
+                                                         Tensor second, double temperature,
+                                                         std::optional<Tensor> temperature_tensor,
+                                                         std::string negatives, std::string direction, bool normalize,
+                                                         bool first_grad, bool second_grad, bool temperature_grad) {
+  const Options options{temperature, temperature_tensor, negatives, direction, normalize};
+  return dispatch(first, [&](auto type) {
+    const Call<decltype(type)> call(first, second, options, true);
+    return backward(call, losses_grad, log_sum, first_grad, second_grad, temperature_grad);
+  });
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(cmi_fast, CPU, library) {
+  library.impl("nt_xent_loss", TORCH_BOX(&nt_xent_loss));
+  library.impl("nt_xent_loss_backward", TORCH_BOX(&nt_xent_loss_backward));
+}
+
+}  // namespace cmi_fast
