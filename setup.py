@@ -34,11 +34,25 @@ class CMakeBuild(build_ext):
         super().run()
 
     def build_extension(self, extension: Extension) -> None:
-        torch = Path(importlib.util.find_spec("torch").origin).parent
+        torch = importlib.util.find_spec("torch")
+        if torch is None or torch.origin is None:
+            sys.exit(
+                "cmi_fast: no torch found to build against. Install torch >= 2.10 first, or set CMI_FAST_TORCH_PATH."
+            )
         build = Path(self.build_temp).resolve()
+        (build / "CMakeCache.txt").unlink(missing_ok=True)  # it names the ninja of an environment that pip has deleted
         target = Path(self.get_ext_fullpath(extension.name)).resolve().parent
         cmake = [sys.executable, "-m", "cmake"] if importlib.util.find_spec("cmake") else ["cmake"]
-        configure = ["-S", ROOT, "-B", build, "-G", "Ninja", f"-DTORCH_DIR={torch}", f"-DCMAKE_INSTALL_PREFIX={target}"]
+        configure = [
+            "-S",
+            ROOT,
+            "-B",
+            build,
+            "-G",
+            "Ninja",
+            f"-DTORCH_DIR={Path(torch.origin).parent}",
+            f"-DCMAKE_INSTALL_PREFIX={target}",
+        ]
         subprocess.run([*cmake, *configure], check=True)
         subprocess.run([*cmake, "--build", build, "--target", "install"], check=True)
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from checking import needs_native
-from measure import Report
+from measure import Report, call_with
 from torch import Tensor
 
 from cmi_fast import _native
@@ -68,13 +68,6 @@ def test_speed(
     if report.timed:
         functions["torch.compile"] = torch.compile(eager)
 
-    def run(function: object) -> list[Tensor]:
-        if not backward:
-            with torch.no_grad():
-                return [function(items, categories, lengths)]
-        pooled = function(items, categories, lengths)
-        return [pooled.detach(), *torch.autograd.grad(pooled, (items, categories), cotangent)]
-
     rows = int(lengths.sum())
     products = 5 if backward else 2  # of rows x m x d multiply-adds; the backward's own forward not counted
     read_and_written = rows * d * 4 + cotangent.nbytes + backward * (rows * d * 4 + items.nbytes + cotangent.nbytes)
@@ -82,7 +75,10 @@ def test_speed(
         benchmark,
         "soft_assignment_pool",
         request.node.callspec.id,
-        {name: lambda function=function: run(function) for name, function in functions.items()},
+        {
+            name: call_with(function, (items, categories, lengths), cotangent if backward else None)
+            for name, function in functions.items()
+        },
         tolerance=TOLERANCE,
         flops=2 * products * rows * m * d,
         traffic=read_and_written,
@@ -94,19 +90,21 @@ def test_speed(
 def test_isa_levels(benchmark: object, report: Report, level: str) -> None:
     items, categories, lengths, cotangent = make(*PAPER)
     best = _native.isa_levels()[-1]
+    before = torch.ops.cmi_fast.isa_level()
+
+    run_best = call_with(ours, (items, categories, lengths), cotangent)
 
     def run(level: str) -> list[Tensor]:
         _native.set_isa_level(level)
         try:
-            pooled = ours(items, categories, lengths)
-            return [pooled.detach(), *torch.autograd.grad(pooled, (items, categories), cotangent)]
+            return run_best()
         finally:
-            _native.set_isa_level(best)
+            _native.set_isa_level(before)
 
     report.compare(
         benchmark,
         "soft_assignment_pool",
         f"paper forward+backward, {level} against {best}",
-        {best: lambda: run(best), f"level {level}": lambda: run(level)},
+        {best: run_best, f"level {level}": lambda: run(level)},
         tolerance=TOLERANCE,
     )

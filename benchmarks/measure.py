@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import date
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -82,18 +83,34 @@ class Report:
         times = {name: values[-rounds:] for name, values in times.items()}  # without the warm-up's
         for name, values in times.items():
             self.rows.append(
-                _row(operator, case, name, values, times[ours], flops, traffic, extra_memory(variants[name]))
+                _row(
+                    operator,
+                    case,
+                    name,
+                    values,
+                    times[ours],
+                    flops,
+                    traffic,
+                    extra_memory(variants[name]),
+                    self.ceilings,
+                )
             )
         return {row.variant: row.ratio for row in self.rows[-len(variants) :]}
 
+    @cached_property
+    def ceilings(self) -> tuple[float, float]:
+        """GFLOP/s of multiply-adds and GB/s of a copy, measured once a session."""
+        return fma_peak(), copy_bandwidth()
+
     def machine(self) -> dict[str, Any]:
+        peak, bandwidth = self.ceilings
         return {
             "date": date.today().isoformat(),
             "processor": _processor(),
             "python": platform.python_version(),
             **{key: value for key, value in cmi_fast.build_info().items() if key != "isa_supported"},
-            "fma_peak_gflops": round(fma_peak(), 1),
-            "copy_bandwidth_gb_s": round(copy_bandwidth(), 1),
+            "fma_peak_gflops": round(peak, 1),
+            "copy_bandwidth_gb_s": round(bandwidth, 1),
         }
 
     def markdown(self) -> str:
@@ -132,8 +149,22 @@ class Report:
     def write(self, stem: Path) -> None:
         stem.parent.mkdir(parents=True, exist_ok=True)
         content = {"machine": self.machine(), "rows": [asdict(row) for row in self.rows]}
-        stem.with_suffix(".json").write_text(json.dumps(content, indent=1) + "\n")
-        stem.with_suffix(".md").write_text(self.markdown() + "\n")
+        stem.with_name(f"{stem.name}.json").write_text(json.dumps(content, indent=1) + "\n")
+        stem.with_name(f"{stem.name}.md").write_text(self.markdown() + "\n")
+
+
+def call_with(function: Callable[..., Tensor], inputs: Sequence[Tensor], cotangent: Tensor | None) -> Run:
+    """A run of ``function(*inputs)``: its result, and with a cotangent the gradients of the inputs that need one."""
+    leaves = [x for x in inputs if x.requires_grad]
+
+    def run() -> list[Tensor]:
+        if cotangent is None:
+            with torch.no_grad():
+                return [function(*inputs)]
+        output = function(*inputs)
+        return [output.detach(), *torch.autograd.grad(output, leaves, cotangent)]
+
+    return run
 
 
 def assert_equal(result: Sequence[Tensor], expected: Sequence[Tensor], tolerance: float, what: str) -> None:
@@ -193,6 +224,7 @@ def _row(
     flops: float | None,
     traffic: float | None,
     extra_mb: float | None,
+    ceilings: tuple[float, float],
 ) -> Row:
     low, median, high = statistics.quantiles(times, n=4)
     ratios = statistics.quantiles([a / b for a, b in zip(times, ours, strict=True)], n=4)
@@ -207,9 +239,9 @@ def _row(
         ratio=ratios[1],
         ratio_range=(ratios[0], ratios[2]),
         gflops=gflops,
-        peak_share=None if gflops is None else gflops / fma_peak(),
+        peak_share=None if gflops is None else gflops / ceilings[0],
         gigabytes_per_second=rate,
-        bandwidth_share=None if rate is None else rate / copy_bandwidth(),
+        bandwidth_share=None if rate is None else rate / ceilings[1],
         extra_mb=extra_mb,
     )
 

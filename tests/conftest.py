@@ -18,10 +18,11 @@ def _seed() -> None:
 @pytest.fixture
 def poisoned() -> Iterator[None]:
     """Memory that an operator gets from torch holds NaN until written: reading it, or not writing it, shows."""
+    before = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(True)
     torch.utils.deterministic.fill_uninitialized_memory = True
     yield
-    torch.use_deterministic_algorithms(False)
+    torch.use_deterministic_algorithms(before)
 
 
 @pytest.fixture(params=_native.isa_levels() or [pytest.param(None, marks=pytest.mark.skip("no compiled operators"))])
@@ -31,6 +32,3 @@ def isa_level(request: pytest.FixtureRequest) -> Iterator[str]:
     _native.set_isa_level(request.param)
     yield request.param
     _native.set_isa_level(before)
-
-
-needs_native = pytest.mark.skipif(not _native.available, reason="installed without compiled operators")

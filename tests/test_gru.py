@@ -169,3 +169,15 @@ ITEMS = torch.zeros(2, 3, 4)
 def test_bad_arguments(error: type[Exception], message: str, arguments: dict[str, object]) -> None:
     with pytest.raises(error, match=message):
         nn.GRU(4, 3)(**{"items": ITEMS, **arguments})
+
+
+def test_all_sequences_empty_still_have_a_gradient() -> None:
+    gru = nn.GRU(5, 3)
+    for states in (
+        gru(torch.randn(2, 4, 5), torch.tensor([0, 0])),
+        gru(torch.randn(0, 5), offsets=torch.tensor([0, 0, 0])),
+    ):
+        assert not states.any()
+        gru.zero_grad()
+        states.sum().backward()
+        assert not gru.weight_ih_l0.grad.any()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +13,8 @@ from checking import BACKENDS, assert_within_budget, needs_native, with_gradient
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from cmi_fast import nn, reference
 from cmi_fast.functional import soft_assignment_pool
@@ -217,6 +221,16 @@ def test_what_is_not_finite_gives_nan(backend: str, bad: float) -> None:
     assert pooled[[0, 2]].isfinite().all()
 
 
+@needs_native
+def test_a_nan_with_any_payload_stays_nan(isa_level: str) -> None:
+    categories = torch.randn(4, 5)
+    categories.view(torch.int32)[2, 1] = 0x7FC00001
+    assert soft_assignment_pool(torch.randn(1, 3, 5), categories, backend="cpu").isnan().all()
+    wide = torch.randn(4, 5, dtype=torch.float64)
+    wide.view(torch.int64)[2, 1] = 0x7FF8000000000001
+    assert soft_assignment_pool(torch.randn(1, 3, 5, dtype=torch.float64), wide, backend="cpu").isnan().all()
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_empty_sequences_and_batches(backend: str) -> None:
     items, categories, _ = make(3, 4, 3, 5)
@@ -283,14 +297,37 @@ def test_strided_inputs(backend: str) -> None:
     expanded = categories[:1].expand(3, -1)
     expected = soft_assignment_pool(items, expanded.clone(), lengths, backend=backend)
     torch.testing.assert_close(soft_assignment_pool(strided, expanded, lengths, backend=backend), expected)
+    every_other = torch.stack([lengths, -lengths], 1).flatten()[::2].to(torch.int32)
+    torch.testing.assert_close(soft_assignment_pool(items, expanded, every_other, backend=backend), expected)
+    # A sum's cotangent is one number, expanded.
+    leaf = items.clone().requires_grad_()
+    soft_assignment_pool(leaf, categories, lengths, backend=backend)[..., 0].sum().backward()
+    cotangent = torch.zeros(3, 3, 5, dtype=torch.float64)
+    cotangent[..., 0] = 1
+    pool = functools.partial(soft_assignment_pool, categories=categories, lengths=lengths, backend=backend)
+    torch.testing.assert_close(leaf.grad, with_gradients(lambda v: pool(v), [items], cotangent)[1])
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_no_gradient_is_computed_that_nobody_asked_for(backend: str) -> None:
+@needs_native
+@pytest.mark.parametrize(
+    "wanted", [(True, False, False), (False, True, False), (False, False, True), (True, True, True)]
+)
+def test_no_gradient_is_computed_that_nobody_asked_for(wanted: tuple[bool, bool, bool]) -> None:
     items, categories, lengths = make(2, 3, 4, 5)
-    soft_assignment_pool(items, categories.requires_grad_(), lengths, backend=backend).sum().backward()
-    assert items.grad is None
-    assert categories.grad is not None
+    inputs = items, categories, torch.tensor(0.2, dtype=torch.float64)
+    items, categories, temperature = (x.requires_grad_(want) for x, want in zip(inputs, wanted, strict=True))
+    asked: list[tuple[bool, ...]] = []
+
+    class Recorder(TorchDispatchMode):
+        def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if function is torch.ops.cmi_fast.soft_assignment_pool_backward.default:
+                asked.append(args[-3:])
+            return function(*args, **(kwargs or {}))
+
+    pooled = soft_assignment_pool(items, categories, lengths, temperature=temperature, backend="cpu")
+    with Recorder():
+        pooled.square().sum().backward()
+    assert asked == [wanted]
 
 
 @needs_native
@@ -338,6 +375,41 @@ def test_autocast(backend: str) -> None:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dynamic", [None, True])
+def test_compiles_with_any_shape_and_temperature(backend: str, dynamic: bool | None) -> None:
+    torch._dynamo.reset()  # the other parameters' graphs count against one limit
+
+    def pool(items: Tensor, categories: Tensor, lengths: Tensor, temperature: float) -> Tensor:
+        return soft_assignment_pool(items, categories, lengths, temperature=temperature, backend=backend)
+
+    compiled = torch.compile(pool, fullgraph=True, backend="aot_eager", dynamic=dynamic)
+    for batch, temperature in ((2, 0.1), (3, 0.2), (4, 0.3)):
+        inputs = make(batch, 6, 4, 5, torch.float32)
+        torch.testing.assert_close(compiled(*inputs, temperature), pool(*inputs, temperature))
+
+
+@needs_native
+def test_transforms_take_the_reference() -> None:
+    items, categories, _ = make(2, 3, 4, 5)
+    direction = torch.randn_like(items)
+    for pool in (soft_assignment_pool, functools.partial(soft_assignment_pool, backend="reference")):
+        _, derivative = torch.func.jvp(lambda v, pool=pool: pool(v, categories), (items,), (direction,))
+        assert derivative.abs().max() > 0.1
+    with pytest.raises(ValueError, match=r"no rule for torch\.func"):
+        torch.func.jvp(lambda v: soft_assignment_pool(v, categories, backend="cpu"), (items,), (direction,))
+
+
+def test_shapes_without_values() -> None:
+    """Meta and fake tensors have shapes only."""
+    items, categories, lengths = make(3, 6, 4, 5)
+    meta = soft_assignment_pool(items.to("meta"), categories.to("meta"), lengths.to("meta"))
+    assert meta.shape == (3, 4, 5) and meta.is_meta
+    with FakeTensorMode() as mode:
+        fake = [mode.from_tensor(x) for x in (items, categories, lengths)]
+        assert soft_assignment_pool(*fake).shape == (3, 4, 5)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_compiles_as_one_graph(backend: str) -> None:
     layer = nn.SoftAssignmentPooling(4, 5, backend=backend)
     compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
@@ -349,6 +421,14 @@ def test_compiles_as_one_graph(backend: str) -> None:
             expected = layer.categories.grad.clone()
     torch.testing.assert_close(layer.categories.grad, expected)
     torch.testing.assert_close(compiled(items, lengths), layer(items, lengths))
+
+
+@needs_native
+@pytest.mark.parametrize("offsets", [[], [0, 3, 2, 6], [0, 7], [1, 6]])
+def test_the_operator_itself_never_reads_out_of_bounds(offsets: list[int]) -> None:
+    index = torch.tensor(offsets, dtype=torch.int64)
+    with pytest.raises(RuntimeError, match="offsets must"):
+        torch.ops.cmi_fast.soft_assignment_pool(torch.zeros(6, 5), torch.zeros(4, 5), None, index, 0.1, None)
 
 
 @needs_native

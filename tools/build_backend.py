@@ -9,6 +9,7 @@ import importlib.util
 import os
 import sys
 import sysconfig
+from importlib import metadata
 
 from setuptools import build_meta
 from setuptools.build_meta import *  # noqa: F403  (the hooks that need no change)
@@ -23,9 +24,15 @@ def _pure_python() -> bool:
 def _find_torch() -> bool:
     """Make the installed torch importable; the environment variable is for layouts that sysconfig cannot tell."""
     for folder in (os.environ.get("CMI_FAST_TORCH_PATH"), sysconfig.get_path("purelib")):
-        if folder and os.path.isdir(os.path.join(folder, "torch")) and folder not in sys.path:
+        if folder and _recent_enough(folder) and folder not in sys.path:
             sys.path.append(folder)  # last: the isolated setuptools stays first
     return importlib.util.find_spec("torch") is not None
+
+
+def _recent_enough(folder: str) -> bool:
+    for torch in metadata.distributions(name="torch", path=[folder]):
+        return tuple(map(int, torch.version.split(".")[:2])) >= (2, 10)
+    return False
 
 
 def _native_requirements() -> list[str]:

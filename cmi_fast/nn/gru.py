@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from cmi_fast.ops.autocast import autocast_enabled
 from cmi_fast.ops.checks import check_device, check_same, check_sequences, check_shape, check_tensor, values_can_be_read
 
 
@@ -40,7 +41,7 @@ class GRU(nn.RNNBase):
         check_shape("items", items, (*items.shape[:-1], self.input_size), "d is input_size")
         weight = self.all_weights[0][0]
         check_device("the parameters", weight, items=items)
-        if not torch.is_autocast_enabled(items.device.type):
+        if not autocast_enabled(items.device):
             check_same("the parameters", weight, items=items)
         check_same("items", items, lengths=lengths, offsets=offsets)
         check_sequences("items", items, lengths, offsets)
@@ -49,7 +50,7 @@ class GRU(nn.RNNBase):
         elif lengths is None:
             lengths = torch.full(items.shape[:1], items.shape[1], device=items.device)
         elif values_can_be_read(lengths) and len(lengths):
-            items = items[:, : int(lengths.max())]
+            items = items[:, : max(1, int(lengths.max()))]
         return self._last_states(items, lengths)
 
     def _last_states(self, items: Tensor, lengths: Tensor) -> Tensor:
@@ -68,7 +69,7 @@ class GRU(nn.RNNBase):
 def _pad(items: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
     """Jagged ``items`` [T, d] as [B, L, d], L the longest length, and the lengths [B]."""
     lengths = offsets.diff()
-    longest = int(lengths.max()) if len(lengths) else 0
+    longest = max(1, int(lengths.max())) if len(lengths) else 1
     position = torch.arange(len(items), device=items.device)
     sequence = torch.searchsorted(offsets, position, right=True) - 1
     padded = items.new_zeros(len(lengths), longest, items.shape[1])

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from cmi_fast import _native
 
@@ -42,6 +43,8 @@ def choose_backend(
         obstacle = "the package was installed without compiled operators"
     elif tensor.device.type != "cpu":
         obstacle = f"the tensors are on {tensor.device}"
+    elif _inside_transform():
+        obstacle = "it has no rule for torch.func's transforms and forward-mode differentiation"
     elif tensor.dtype not in cpu:
         obstacle = f"it has no kernel for {tensor.dtype}"
     if obstacle is None and cpu:
@@ -49,6 +52,13 @@ def choose_backend(
     if backend == "cpu":
         raise ValueError(f"backend: {operator} cannot run on 'cpu': {obstacle}; use 'auto' or 'reference'")
     return "reference"
+
+
+def _inside_transform() -> bool:
+    """Inside vmap, torch.func.grad or forward-mode differentiation, where a custom operator fails or gives zeros."""
+    if torch.compiler.is_compiling():
+        return False
+    return forward_ad._current_level >= 0 or torch._C._functorch.peek_interpreter_stack() is not None
 
 
 def register_operator(

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Sequence
+from numbers import Real
 
 import torch
 from torch import Tensor
@@ -84,10 +85,11 @@ def check_temperature(temperature: float | Tensor, like: Tensor, *, least: float
         if values_can_be_read(temperature):
             check_temperature(temperature.item(), like, least=torch.tensor(least, dtype=temperature.dtype).item())
         return 1.0, temperature.to(device=like.device, dtype=accumulation_type(like.dtype))
-    if isinstance(temperature, bool) or not isinstance(temperature, (int, float)):
+    if isinstance(temperature, bool) or not isinstance(temperature, (int, float, Real)):
         raise TypeError(f"temperature: expected a number or a 0-d tensor, found {type(temperature).__name__}")
-    if not (math.isfinite(temperature) and temperature > 0):
+    if not 0 < temperature < math.inf:
         raise ValueError(f"temperature: expected a positive finite number, found {temperature}")
+    least = max(least, 2 / torch.finfo(accumulation_type(like.dtype)).max)  # its inverse must be a number, too
     if temperature < least:
         raise ValueError(f"temperature: expected at least {least:g}, found {temperature:g}")
     return float(temperature), None
@@ -144,15 +146,7 @@ def check_range(
 
 
 def values_can_be_read(tensor: Tensor) -> bool:
-    if torch.compiler.is_compiling() or tensor.is_meta:
+    # Fake tensors, which tracing runs on, are a subclass.
+    if torch.compiler.is_compiling() or tensor.is_meta or type(tensor) not in (Tensor, torch.nn.Parameter):
         return False
     return tensor.device.type == "cpu" or os.environ.get("CMI_FAST_CHECK") == "1"
-
-
-def cast_for_autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """Under autocast, floating tensors in the autocast type (float64 excepted, as everywhere in torch)."""
-    device = tensors[0].device.type
-    if not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
-        return tensors
-    dtype = torch.get_autocast_dtype(device)
-    return tuple(t.to(dtype) if t.is_floating_point() and t.dtype != torch.float64 else t for t in tensors)

@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 
 from cmi_fast import reference
+from cmi_fast.ops.autocast import cast_for_autocast, without_autocast
 from cmi_fast.ops.backend import choose_backend
 from cmi_fast.ops.checks import (
     INTEGER,
     REDUCTIONS,
-    cast_for_autocast,
     check_choice,
     check_device,
     check_not_empty,
@@ -95,13 +95,14 @@ def interest_softmax_loss(
     general, candidate_bias = (x if x is None else cast_for_autocast(x)[0] for x in (general, candidate_bias))
     check_same("interests", interests, candidates=candidates, general=general, candidate_bias=candidate_bias)
     check_choice("reduction", reduction, REDUCTIONS)
-    check_temperature(temperature, interests)
+    number, tensor = check_temperature(temperature, interests)
     if values_can_be_read(targets):
         check_range("targets", targets, 0, count, IndexError)
         if exclude is not None:
             _check_targets_stay(exclude, targets)
     choose_backend(backend, "interest_softmax_loss", interests)
-    with torch.autocast(interests.device.type, enabled=False):
+    with without_autocast(interests.device):
+        temperature = number if tensor is None else tensor
         return reference.interest_softmax_loss(
             interests, candidates, targets, general, temperature, candidate_bias, exclude, candidate_ids, reduction
         )

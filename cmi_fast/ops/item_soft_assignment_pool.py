@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from cmi_fast import reference
+from cmi_fast.ops.autocast import autocast_enabled, cast_for_autocast, without_autocast
 from cmi_fast.ops.backend import choose_backend
 from cmi_fast.ops.checks import (
     INTEGER,
-    cast_for_autocast,
     check_device,
     check_not_empty,
     check_range,
@@ -70,7 +70,7 @@ def item_soft_assignment_pool(
     check_tensor("table", table, "[V, d]")
     check_tensor("categories", categories, "[m, d]")
     check_device("table", table, categories=categories)
-    if torch.is_autocast_enabled(table.device.type):
+    if autocast_enabled(table.device):
         (categories,) = cast_for_autocast(categories)
         check_same("categories", categories, ids=ids, lengths=lengths, offsets=offsets, views=views)
     else:
@@ -82,11 +82,12 @@ def item_soft_assignment_pool(
     if values_can_be_read(ids):
         inside = None if lengths is None else torch.arange(ids.shape[1], device=ids.device) < lengths[:, None]
         check_range("ids", ids, 0, len(table), IndexError, only=inside)
-    check_temperature(temperature, categories)
+    number, tensor = check_temperature(temperature, categories)
     if sparse_grad and torch.compiler.is_compiling():
         raise ValueError("sparse_grad: expected False inside a compiled graph, which has no sparse gradients")
     choose_backend(backend, "item_soft_assignment_pool", table)
-    with torch.autocast(table.device.type, enabled=False):
+    with without_autocast(table.device):
+        temperature = number if tensor is None else tensor
         return reference.item_soft_assignment_pool(
             ids, table, categories, lengths, offsets, temperature, views, sparse_grad
         )

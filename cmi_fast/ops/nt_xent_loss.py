@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from cmi_fast import _native, reference
+from cmi_fast.ops.autocast import cast_for_autocast, without_autocast
 from cmi_fast.ops.backend import choose_backend, register_operator
 from cmi_fast.ops.checks import (
     REDUCTIONS,
-    cast_for_autocast,
     check_choice,
     check_not_empty,
     check_same,
@@ -88,7 +88,8 @@ def nt_xent_loss(
     number, tensor = check_temperature(temperature, first, least=LEAST_TEMPERATURE)
     chosen = choose_backend(backend, "nt_xent_loss", first, cpu=(torch.float32, torch.float64))
     if chosen == "reference":
-        with torch.autocast(first.device.type, enabled=False):
+        with without_autocast(first.device):
+            temperature = number if tensor is None else tensor
             return reference.nt_xent_loss(first, second, temperature, negatives, direction, normalize, reduction)
     losses, _ = torch.ops.cmi_fast.nt_xent_loss.default(
         first.flatten(0, -2), second.flatten(0, -2), number, tensor, negatives, direction, normalize

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from cmi_fast import reference
-from cmi_fast.ops.checks import cast_for_autocast, check_not_empty, check_tensor
+from cmi_fast.ops.autocast import cast_for_autocast, without_autocast
+from cmi_fast.ops.checks import check_not_empty, check_tensor
 
 
 def orthogonality_loss(categories: Tensor) -> Tensor:
@@ -29,5 +29,5 @@ def orthogonality_loss(categories: Tensor) -> Tensor:
     check_tensor("categories", categories, "[m, d]")
     check_not_empty("categories", categories, "[m, d]")
     (categories,) = cast_for_autocast(categories)
-    with torch.autocast(categories.device.type, enabled=False):
+    with without_autocast(categories.device):
         return reference.orthogonality_loss(categories)

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from cmi_fast import _native, reference
+from cmi_fast.ops.autocast import cast_for_autocast, without_autocast
 from cmi_fast.ops.backend import choose_backend, register_operator
 from cmi_fast.ops.checks import (
-    cast_for_autocast,
     check_same,
     check_sequences,
     check_shape,
@@ -76,7 +76,8 @@ def soft_assignment_pool(
         unsupported=None if views is None else "it has no kernel for views",
     )
     if chosen == "reference":
-        with torch.autocast(items.device.type, enabled=False):
+        with without_autocast(items.device):
+            temperature = number if tensor is None else tensor
             return reference.soft_assignment_pool(items, categories, lengths, offsets, temperature, views)
     lengths = None if lengths is None else lengths.to(torch.int64)
     offsets = None if offsets is None else offsets.to(torch.int64)

@@ -36,6 +36,7 @@ struct Call {
        const std::optional<Tensor>& offsets, double temperature, const std::optional<Tensor>& temperature_tensor) {
     const bool jagged = offsets.has_value();
     STD_TORCH_CHECK(items_.dim() == (jagged ? 2 : 3), "items must be [B, L, d], or [T, d] with offsets");
+    STD_TORCH_CHECK(!jagged || offsets->numel() > 0, "offsets must be [B + 1]");
     STD_TORCH_CHECK(!(jagged && lengths), "give lengths or offsets, not both");
     STD_TORCH_CHECK(categories_.dim() == 2 && categories_.size(1) == items_.size(-1) && categories_.size(1) > 0 &&
                         categories_.size(0) > 0 && categories_.scalar_type() == SCALAR_TYPE<T>,

@@ -1,4 +1,4 @@
-// Eq. 1-3 in one pass over the items, a block of rows at a time, everything of a block in L1.
+// Eq. 1-3 in one pass over the items, a block of rows at a time; at the usual sizes all of a block stays in L1.
 //
 // With unit rows v_i, unit categories c_k and scores s_ik = v_i . c_k the assignment is p_i = softmax(s_i / t) and the
 // interest u_k = sum_i p_ik v_i. Given the cotangent U_k of u_k, with a_ik = v_i . U_k,
@@ -30,7 +30,7 @@ struct Loops {
   static constexpr int LANES = VectorOf<T, NARROW>::LANES;
   static constexpr T LOWEST = Float<T>::LOWEST;
 
-  // Padded sizes. Padding rows of items and categories are zero, so they add nothing to any product.
+  // Padded sizes. Padding categories are zero, so they add nothing to any product.
   struct Shape {
     int64_t m, d;
     Shape(int64_t categories, int64_t dim)
@@ -93,7 +93,7 @@ struct Loops {
                             const Workspace& w) {
     const int64_t rows = round_up(count, SCORE_ROWS);
     unit_rows(p.items + first * p.d, count, p.d, shape.d, w.unit, w.inverse);
-    set_zero(w.unit + count * shape.d, (rows - count) * shape.d);
+    set_zero(w.unit + count * shape.d, (rows - count) * shape.d);  // the tiles read them; nobody reads what comes out
     return rows;
   }
 
@@ -111,7 +111,7 @@ struct Loops {
         store(weights + i * stride + k, s);
         top = larger(top, s);
       }
-      top = reduce_lanes(top, larger<Narrow>);
+      top = reduce_lanes<T, NARROW>(top, larger<Narrow>);
       for (int64_t k = 0; k < m; k += LANES)
         store(weights + i * stride + k, load<Narrow>(weights + i * stride + k) - top);
     }
@@ -121,7 +121,7 @@ struct Loops {
     for (int64_t i = 0; i < count; ++i) {
       Narrow sum{};
       for (int64_t k = 0; k < m; k += LANES) sum += load<Narrow>(weights + i * stride + k);
-      const Narrow inverse = T(1) / sum_lanes(sum);
+      const Narrow inverse = T(1) / sum_lanes<T, NARROW>(sum);
       for (int64_t k = 0; k < m; k += LANES)
         store(weights + i * stride + k, load<Narrow>(weights + i * stride + k) * inverse);
     }
@@ -169,14 +169,14 @@ struct Loops {
       T *weight = w.weights + i * stride, *ds = weight + m;
       Narrow mean{};
       for (int64_t k = 0; k < m; k += LANES) mean += load<Narrow>(weight + k) * load<Narrow>(a + k);
-      mean = sum_lanes(mean);
+      mean = sum_lanes<T, NARROW>(mean);
       Narrow along{};
       for (int64_t k = 0; k < m; k += LANES) {
         const Narrow slope = load<Narrow>(weight + k) * (load<Narrow>(a + k) - mean) * scale;
         store(ds + k, slope);
         along += slope * load<Narrow>(s + k);
       }
-      along = sum_lanes(along);
+      along = sum_lanes<T, NARROW>(along);
       w.radial[i] = mean[0] + along[0];
       tangential += along[0];
     }

@@ -62,7 +62,7 @@ struct Float;
 
 template <>
 struct Float<float> {
-  using Int = int32_t;
+  using Bits = uint32_t;
   static constexpr int MANTISSA = 23;
   static constexpr int EXP_DEGREE = 7;         // Taylor remainder 5e-9 on |r| <= 1/2
   static constexpr float ROUND = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
@@ -72,7 +72,7 @@ struct Float<float> {
 
 template <>
 struct Float<double> {
-  using Int = int64_t;
+  using Bits = uint64_t;
   static constexpr int MANTISSA = 52;
   static constexpr int EXP_DEGREE = 13;                // Taylor remainder 4e-18
   static constexpr double ROUND = 6755399441055744.0;  // 1.5 * 2^52
@@ -102,7 +102,7 @@ template <class T, int BYTES>
 inline Vector<T, BYTES> exp2_nonpositive(Vector<T, BYTES> x) {
   using F = Float<T>;
   using V = Vector<T, BYTES>;
-  using Bits = Vector<typename F::Int, BYTES>;
+  using Bits = Vector<typename F::Bits, BYTES>;
   const V shifted = x + F::ROUND;
   const V r = x - (shifted - F::ROUND);
   V y = V{} + EXP2<T>.coefficient[F::EXP_DEGREE];
@@ -110,31 +110,38 @@ inline Vector<T, BYTES> exp2_nonpositive(Vector<T, BYTES> x) {
   for (int i = F::EXP_DEGREE - 1; i >= 0; --i) y = y * r + EXP2<T>.coefficient[i];
   // The low bits of `shifted` hold n; moved to the exponent's place they multiply by 2^n.
   y = (V)((Bits)y + ((Bits)shifted << F::MANTISSA));
+  y = x == x ? y : x;  // a NaN's own low bits would pass for an exponent
   return x < F::EXP_MIN ? V{} : y;
 }
 
+#if defined(__clang__)
+#define CMI_FAST_SHUFFLE(v, ...) __builtin_shufflevector(v, v, __VA_ARGS__)
+#else
+#define CMI_FAST_SHUFFLE(v, ...) __builtin_shuffle(v, Vector<typename Float<T>::Bits, BYTES>{__VA_ARGS__})
+#endif
+
 // Reduction by butterfly: every lane ends with the result, the same bits in each. Indices are spelt out because only
 // constants become single shuffle instructions.
-template <class V, class Combine>
-inline V reduce_lanes(V v, Combine combine) {
-  constexpr int LANES = sizeof(V) / sizeof(v[0]);
+template <class T, int BYTES, class Combine>
+inline Vector<T, BYTES> reduce_lanes(Vector<T, BYTES> v, Combine combine) {
+  constexpr int LANES = VectorOf<T, BYTES>::LANES;
   static_assert(LANES == 2 || LANES == 4 || LANES == 8);
   if constexpr (LANES == 8) {
-    v = combine(v, __builtin_shufflevector(v, v, 4, 5, 6, 7, 0, 1, 2, 3));
-    v = combine(v, __builtin_shufflevector(v, v, 2, 3, 0, 1, 6, 7, 4, 5));
-    v = combine(v, __builtin_shufflevector(v, v, 1, 0, 3, 2, 5, 4, 7, 6));
+    v = combine(v, CMI_FAST_SHUFFLE(v, 4, 5, 6, 7, 0, 1, 2, 3));
+    v = combine(v, CMI_FAST_SHUFFLE(v, 2, 3, 0, 1, 6, 7, 4, 5));
+    v = combine(v, CMI_FAST_SHUFFLE(v, 1, 0, 3, 2, 5, 4, 7, 6));
   } else if constexpr (LANES == 4) {
-    v = combine(v, __builtin_shufflevector(v, v, 2, 3, 0, 1));
-    v = combine(v, __builtin_shufflevector(v, v, 1, 0, 3, 2));
+    v = combine(v, CMI_FAST_SHUFFLE(v, 2, 3, 0, 1));
+    v = combine(v, CMI_FAST_SHUFFLE(v, 1, 0, 3, 2));
   } else {
-    v = combine(v, __builtin_shufflevector(v, v, 1, 0));
+    v = combine(v, CMI_FAST_SHUFFLE(v, 1, 0));
   }
   return v;
 }
 
-template <class V>
-inline V sum_lanes(V v) {
-  return reduce_lanes(v, [](V a, V b) { return a + b; });
+template <class T, int BYTES>
+inline Vector<T, BYTES> sum_lanes(Vector<T, BYTES> v) {
+  return reduce_lanes<T, BYTES>(v, [](auto a, auto b) { return a + b; });
 }
 
 template <class V>

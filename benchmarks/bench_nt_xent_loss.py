@@ -1,0 +1,67 @@
+"""nt_xent_loss against PyTorch written well, eager and compiled, and what people use today."""
+
+from __future__ import annotations
+
+import importlib.util
+
+import pytest
+import torch
+import torch.nn.functional as F
+from checking import needs_native
+from measure import Report, call_with
+from torch import Tensor
+
+from cmi_fast.functional import nt_xent_loss
+
+pytestmark = needs_native
+
+TOLERANCE = 2e-5  # float32 against float32
+# N pairs of d = 64: the paper's |B| = 1024, m = 8 is N = 8192.
+PAIRS = [1, 8, 32, 128, 1024, 4096, 8192]
+
+
+def eager(first: Tensor, second: Tensor) -> Tensor:
+    """As a competent engineer writes it."""
+    rows = F.normalize(torch.cat([first, second]), dim=-1)
+    scores = rows @ rows.T / 0.1
+    scores = scores.masked_fill(torch.eye(len(rows), dtype=torch.bool), -torch.inf)
+    return F.cross_entropy(scores, torch.arange(len(rows)).roll(len(first)))
+
+
+def ours(first: Tensor, second: Tensor) -> Tensor:
+    return nt_xent_loss(first, second, backend="cpu")
+
+
+def metric_learning(first: Tensor, second: Tensor) -> Tensor:
+    from pytorch_metric_learning.losses import SupConLoss
+
+    return SupConLoss(temperature=0.1)(torch.cat([first, second]), torch.arange(len(first)).repeat(2))
+
+
+@pytest.mark.parametrize("pairs", PAIRS)
+@pytest.mark.parametrize("backward", [False, True], ids=["forward", "forward+backward"])
+def test_speed(benchmark: object, report: Report, request: pytest.FixtureRequest, pairs: int, backward: bool) -> None:
+    if not report.timed and pairs > 1024:
+        pytest.skip("too large for a smoke test")
+    torch.manual_seed(0)
+    first = torch.randn(pairs, 64)
+    second = (first + torch.randn(pairs, 64)).requires_grad_()
+    first.requires_grad_()
+    functions = {"cmi_fast": ours, "eager": eager}
+    if report.timed and pairs in (128, 1024, 4096, 8192):
+        functions["torch.compile"] = torch.compile(eager)
+    if 8 <= pairs <= 1024 and importlib.util.find_spec("pytorch_metric_learning"):
+        functions["pytorch-metric-learning SupConLoss"] = metric_learning
+    rows = 2 * pairs
+    report.compare(
+        benchmark,
+        "nt_xent_loss",
+        f"N={pairs} {'forward+backward' if backward else 'forward'}",
+        {
+            name: call_with(function, (first, second), torch.tensor(1.0) if backward else None)
+            for name, function in functions.items()
+        },
+        tolerance=TOLERANCE,
+        flops=(4 if backward else 1) * rows * rows * 64,
+        rounds=200 if pairs <= 128 else 25 if pairs <= 1024 else 5,
+    )
