@@ -42,7 +42,7 @@ def set_isa_level(name: str) -> None:
 
 def _apply_environment() -> str | None:
     """Set the level that the environment names; what is wrong with it, or None."""
-    if not available or LEVEL_VARIABLE not in os.environ:
+    if not available or not os.environ.get(LEVEL_VARIABLE):
         return None
     try:
         set_isa_level(os.environ[LEVEL_VARIABLE])

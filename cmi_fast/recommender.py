@@ -100,7 +100,7 @@ class Recommender:
             columns = {"item_id": self.item_ids, "in_catalogue": self.catalogue, "popularity_rank": rank}
             pl.DataFrame(columns).write_parquet(path)
         with atomic_path(run / "model.safetensors") as path:
-            safetensors.torch.save_file(self.model.state_dict(), path)
+            path.write_bytes(safetensors.torch.save(self.model.state_dict()))  # save_file hides it from other users
 
     @classmethod
     def load(cls, run: Path) -> Recommender:

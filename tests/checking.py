@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import pytest
@@ -46,3 +47,21 @@ def assert_within_budget(
         scale = true.abs().max().clamp_min(1)
         error, budget = ((x.double() - true).abs().max() / scale for x in (our, their))
         assert error <= budget + tolerance, f"tensor {index}: error {error:.2e}, PyTorch's {budget:.2e}"
+
+
+def to_jagged(items: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+    """Padded ``items`` [B, L, ...] as rows [T, ...] and offsets [B + 1]."""
+    rows = torch.cat([row[:n] for row, n in zip(items, lengths, strict=True)])
+    return rows, torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
+
+
+def pool_literally(items: Tensor, categories: Tensor, lengths: Tensor, temperature: float) -> Tensor:
+    """Eq. 1-3 for one item at a time, in Python's own floats."""
+    pooled = torch.zeros(len(items), *categories.shape, dtype=torch.float64)
+    for b, count in enumerate(lengths.tolist()):
+        for v in items[b, :count]:
+            cosine = [float(v @ g / (v.norm() * g.norm())) for g in categories]
+            weight = [math.exp(c / temperature) for c in cosine]
+            for k, w in enumerate(weight):
+                pooled[b, k] += w / sum(weight) * v / v.norm()
+    return pooled

@@ -8,7 +8,7 @@ from functools import partial
 import pytest
 import torch
 import torch.nn.functional as F
-from checking import with_gradients
+from checking import pool_literally, to_jagged, with_gradients
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -27,28 +27,11 @@ def make(
     return ids, torch.randn(V, d, dtype=dtype), torch.randn(m, d, dtype=dtype), lengths
 
 
-def to_jagged(rows: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-    flat = torch.cat([row[:n] for row, n in zip(rows, lengths, strict=True)])
-    return flat, torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
-
-
-def literal(ids: Tensor, table: Tensor, categories: Tensor, lengths: Tensor, temperature: float) -> Tensor:
-    """Eq. 1-3 for one item at a time, in Python's own floats."""
-    pooled = torch.zeros(len(ids), *categories.shape, dtype=torch.float64)
-    for b, count in enumerate(lengths.tolist()):
-        for item in ids[b, :count].tolist():
-            v = table[item]
-            weight = [math.exp(float(v @ g / (v.norm() * g.norm())) / temperature) for g in categories]
-            for k, w in enumerate(weight):
-                pooled[b, k] += w / sum(weight) * v / v.norm()
-    return pooled
-
-
 @pytest.mark.parametrize("index", [torch.int64, torch.int32])
 def test_equals_the_equations(index: torch.dtype) -> None:
     ids, table, categories, lengths = make(3, 6, 4, 5)
     pooled = item_soft_assignment_pool(ids.to(index), table, categories, lengths.to(index), temperature=0.3)
-    torch.testing.assert_close(pooled, literal(ids, table, categories, lengths, 0.3), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(pooled, pool_literally(table[ids], categories, lengths, 0.3), rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("with_views", [False, True], ids=["one", "views"])

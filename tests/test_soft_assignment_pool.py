@@ -9,7 +9,14 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from checking import BACKENDS, assert_within_budget, needs_native, with_gradients
+from checking import (
+    BACKENDS,
+    assert_within_budget,
+    needs_native,
+    pool_literally,
+    to_jagged,
+    with_gradients,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -37,28 +44,11 @@ def make(batch: int, length: int, m: int, d: int, dtype: torch.dtype = torch.flo
     return items, categories, lengths
 
 
-def to_jagged(items: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-    rows = torch.cat([row[:n] for row, n in zip(items, lengths, strict=True)])
-    return rows, torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
-
-
-def literal(items: Tensor, categories: Tensor, lengths: Tensor, temperature: float) -> Tensor:
-    """Eq. 1-3 for one item at a time, in Python's own floats."""
-    pooled = torch.zeros(len(items), *categories.shape, dtype=torch.float64)
-    for b, count in enumerate(lengths.tolist()):
-        for v in items[b, :count]:
-            cosine = [float(v @ g / (v.norm() * g.norm())) for g in categories]
-            weight = [math.exp(c / temperature) for c in cosine]
-            for k, w in enumerate(weight):
-                pooled[b, k] += w / sum(weight) * v / v.norm()
-    return pooled
-
-
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_equals_the_equations(backend: str) -> None:
     items, categories, lengths = make(3, 6, 4, 5)
     pooled = soft_assignment_pool(items, categories, lengths, temperature=0.3, backend=backend)
-    torch.testing.assert_close(pooled, literal(items, categories, lengths, 0.3), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(pooled, pool_literally(items, categories, lengths, 0.3), rtol=1e-12, atol=1e-12)
 
 
 # The kernel also beyond one block of items and one vector of categories.
