@@ -8,8 +8,8 @@
 #include <vector>
 
 #include "cpu/checks.h"
-#include "cpu/kernels/pair_schedule.h"
 #include "cpu/level.h"
+#include "cpu/pair_schedule.h"
 #include "cpu/partition.h"
 
 namespace cmi_fast {
@@ -84,7 +84,8 @@ struct Call {
                .gradient = backward ? matrix + 2 * sizes.rows : nullptr};
     // Even, or 1; enough for 64 threads to have a pair of blocks each.
     blocks = sizes.tiles == 1 ? 1 : std::min<int64_t>((sizes.tiles + 1) / 2 * 2, 128);
-    workers = torch::stable::get_num_threads();
+    // A pair of tiles takes a few microseconds; a thread is worth waking for a good many.
+    workers = std::clamp<int64_t>(sizes.tiles * sizes.tiles / 32, 1, torch::stable::get_num_threads());
     workspace = torch::stable::new_empty(first, {workers * sizes.workspace});
     ranges([&](int64_t begin, int64_t end) { kernel.pack(problem, begin, end); }, sizes.tiles);
   }
@@ -101,7 +102,7 @@ struct Call {
   void pairs(const Run& run) const {
     const auto boundary = [&](int64_t block) { return sizes.tiles * block / blocks; };
     for_each_pair(
-        blocks, [&](int64_t tasks, const auto& task) { parallel_for_parts(tasks, std::min(workers, tasks), task); },
+        blocks, [&](const auto& work) { parallel_for_workers(std::min(workers, blocks), work); },
         [&](int64_t a, int64_t b, int64_t worker) {
           run(boundary(a), boundary(a + 1), boundary(b), boundary(b + 1),
               mutable_data<T>(workspace) + worker * sizes.workspace);

@@ -16,8 +16,8 @@ namespace cmi_fast {
 namespace {
 
 constexpr int64_t TILE = 64;  // rows: the tiles of a step stay in L2, what a product streams in L1
-constexpr int ROWS = REGISTERS == 32 ? 8 : 4;
-constexpr int VECTORS = 2;
+constexpr int ROWS = 4;
+constexpr int VECTORS = REGISTERS == 32 ? 4 : 2;
 
 inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 inline int64_t greater(int64_t a, int64_t b) { return a > b ? a : b; }
@@ -78,8 +78,17 @@ struct Loops {
       return p.cross_view && ((row_end <= p.pairs && column_end <= p.pairs) || (row >= p.pairs && column >= p.pairs));
     }
 
+    // All pairs of the tile are negatives: it lies off the diagonal, holds no positives, no padding and, where that
+    // matters, no two rows of one view.
+    bool full(const Problem& p) const {
+      const auto meets = [&](int64_t begin) { return begin < column + TILE && column < begin + TILE; };
+      if (diagonal() || meets(row + p.pairs) || meets(row - p.pairs) || column + TILE > 2 * p.pairs) return false;
+      return !p.cross_view || (row + TILE <= p.pairs && column >= p.pairs);
+    }
+
     // Writes `value` over the pairs that are no negatives: an anchor with itself, with its positive, with padding.
     void mask(const Problem& p, T value, T* tile) const {
+      if (full(p)) return;
       const int64_t n = 2 * p.pairs;
       const auto fill = [&](int64_t i, int64_t begin, int64_t end) {
         for (int64_t j = greater(begin - column, 0); j < smaller(end - column, TILE); ++j) tile[i * TILE + j] = value;
