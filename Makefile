@@ -1,5 +1,7 @@
 # `make demo` trains CMI on a simulated log; `make test` runs the tests. Both first create .venv with everything needed.
 PYTHON ?= python3
+# Threads that spin at every barrier stall each other on a machine that does anything else.
+export OMP_WAIT_POLICY ?= PASSIVE
 BIN := .venv/bin
 DEMO := runs/demo
 SOURCES := pyproject.toml setup.py CMakeLists.txt constraints.txt $(wildcard tools/*.py) $(shell find csrc -type f)

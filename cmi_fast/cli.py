@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 import cmi_fast
 from cmi_fast import _native
@@ -18,7 +16,10 @@ from cmi_fast.errors import InputError
 from cmi_fast.tables import text_table
 
 app = typer.Typer(
-    help="Fast, exact multi-interest recommendation.", no_args_is_help=True, pretty_exceptions_enable=False
+    help="Fast, exact multi-interest recommendation.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # boxes would wrap messages
 )
 
 Log = Annotated[Path, typer.Argument(help="A log of plays: .parquet, .csv or .csv.gz.", show_default=False)]
@@ -81,13 +82,14 @@ def train(
     overwrite: Annotated[bool, typer.Option(help="Write into a folder that is not empty.")] = False,
 ) -> None:
     """Train on all but the last two days, choose the epoch on the last but one, test on the last."""
+    from cmi_fast.display import display
     from cmi_fast.run import check_output, train_run
     from cmi_fast.training.config import load_config
 
     settings = (set_ or []) + ([f"model={model}"] if model is not None else [])
     loaded = load_config(config, settings)
-    check_output(out, overwrite)
-    with _Display() as display:
+    check_output(out, data, overwrite)
+    with display() as progress:
         metrics = train_run(
             data,
             out,
@@ -95,7 +97,7 @@ def train(
             where=where,
             item_categories=item_categories,
             on_read=lambda interactions: _print_notes(interactions.notes),
-            progress=display.progress,
+            progress=progress,
         )
     _print_metrics(metrics)
     print(f"\n{out}: config.toml, model.safetensors, items.parquet, users.parquet, metrics.json")
@@ -105,12 +107,13 @@ def train(
 def evaluate(
     run: Run,
     data: Data = None,
+    where: Where = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
     """Metrics of a trained model beside the baselines."""
     from cmi_fast.run import evaluate_run
 
-    metrics = evaluate_run(run, data)
+    metrics = evaluate_run(run, data, where)
     if as_json:
         print(json.dumps(metrics, indent=2))
     else:
@@ -121,52 +124,17 @@ def evaluate(
 def recommend(
     run: Run,
     out: Annotated[Path, typer.Option(help="A .parquet or .csv file to write.", show_default=False)],
-    k: Annotated[int, typer.Option(help="Items for each user.", min=1)] = 50,
+    k: Annotated[int, typer.Option(help="Items for each user.")] = 50,
     data: Data = None,
+    where: Where = None,
 ) -> None:
     """The best unseen items for every user of the log: user_id, item_id, score, rank."""
-    from cmi_fast.data.files import atomic_path
     from cmi_fast.run import recommend_run
 
-    if out.suffix not in (".parquet", ".csv"):
-        raise InputError(f"--out {out}: expected a name ending in .parquet or .csv")
-    with atomic_path(out) as path:
-        frame = recommend_run(run, k, data)
-        if out.suffix == ".csv":
-            frame.write_csv(path)
-        else:
-            frame.write_parquet(path)
+    if k < 1:
+        raise InputError(f"--k: expected 1 or more, found {k}")
+    frame = recommend_run(run, out, k, data, where)
     print(f"{out}: {len(frame):,} recommendations for {frame['user_id'].n_unique():,} users")
-
-
-class _Display:
-    """A progress bar on a terminal, and in any case a line an epoch."""
-
-    def __init__(self) -> None:
-        from cmi_fast.training.trainer import Progress as TrainingProgress
-
-        console = Console(highlight=False, soft_wrap=True)
-        columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-        self.bar = Progress(*columns, console=console, disable=not console.is_terminal, transient=True)
-        self.task = self.bar.add_task("epoch 1", total=None)
-        self.progress = TrainingProgress(self.step, self.epoch)
-
-    def __enter__(self) -> _Display:
-        self.bar.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.bar.stop()
-
-    def step(self, epoch: int, step: int, steps: int, losses: dict[str, float]) -> None:
-        parts = "  ".join(f"{name} {value:.4f}" for name, value in losses.items())
-        self.bar.update(self.task, description=f"epoch {epoch}  {parts}", completed=step, total=steps)
-
-    def epoch(self, epoch: Any, best: bool) -> None:
-        losses = "  ".join(f"{name} {value:.4f}" for name, value in epoch.losses.items())
-        valid = "  ".join(f"{name} {epoch.valid[name]:.4f}" for name in ("recall@10", "recall@50"))
-        mark = "  best so far" if best else ""
-        self.bar.console.print(f"epoch {epoch.number}  {losses}  valid {valid}  {epoch.seconds:.1f} s{mark}")
 
 
 def _print_notes(notes: tuple[str, ...]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 
 from cmi_fast.data import Histories
 from cmi_fast.data.files import atomic_path
+from cmi_fast.data.plays import UNREADABLE, one_line
 from cmi_fast.errors import InputError
 from cmi_fast.evaluation import CUTOFFS, EvaluationTask
 from cmi_fast.models.cmi import CMI
@@ -28,96 +28,133 @@ USERS_AT_ONCE = 1024
 
 @dataclass(frozen=True)
 class Recommender:
-    """A model and what its rows mean.
+    """A model and what its rows mean: the catalogue, the items with a training play.
 
-    Shapes: item_ids [V] (int64, or str objects), the id of each row of the item table; catalogue [V] bool, the items
-    that may be recommended; popular [P] item rows in order of recent popularity, for users without history.
+    Shapes: item_ids [V] (int64, or str objects), the id of each row of the item table; popular [V], all rows in order
+    of recent popularity, for users without history.
     """
 
     model: CMI
     config: Config
     item_ids: NDArray[Any]
-    catalogue: NDArray[np.bool_]
     popular: NDArray[np.int64]
 
     def evaluate(self, task: EvaluationTask, rows: NDArray[np.int64]) -> dict[str, float]:
         """Metrics of ``task``; ``rows`` is the model's row of each item row of the task's log (:meth:`encode`)."""
-        _, ranked = self.recommend(translate(task.history, rows), max(CUTOFFS))
+        shared = (rows >= 0) & task.catalogue
+        candidates = np.zeros(len(self.item_ids), dtype=bool)
+        candidates[rows[shared]] = True
+        _, ranked = self.recommend(translate(task.history, rows), max(CUTOFFS), candidates)
         back = np.full(len(self.item_ids) + 1, -1)  # its last entry stands for the -1 of an ended list
-        back[rows[rows >= 0]] = np.flatnonzero(rows >= 0)
+        back[rows[shared]] = np.flatnonzero(shared)
         return task.evaluate(back[ranked])
 
     @torch.no_grad()
     def interests(self, histories: Histories) -> torch.Tensor:
-        """Retrieval vectors [U, m, d] of any lists of item rows, most recent last (zeros for empty ones)."""
-        blocks = []
-        for users in _blocks(len(histories)):
-            recent = histories.select(users).last(self.config.max_history)
-            lengths = torch.from_numpy(recent.lengths)
-            history = torch.zeros(len(recent), max(1, int(lengths.max())), dtype=torch.int64)
-            history[torch.arange(history.shape[1]) < lengths[:, None]] = torch.from_numpy(recent.items).long()
-            blocks.append(self.model(history, lengths))
-        return torch.cat(blocks) if blocks else torch.zeros(0, self.config.interests, self.config.dim)
+        """Retrieval vectors [U, m, d] of lists of item rows, the most recent last."""
+        recent = histories.last(self.config.max_history)
+        lengths = torch.from_numpy(recent.lengths)
+        history = torch.zeros(len(recent), max(1, int(recent.lengths.max(initial=0))), dtype=torch.int64)
+        history[torch.arange(history.shape[1]) < lengths[:, None]] = torch.from_numpy(recent.items).long()
+        return self.model(history, lengths)
 
     @torch.no_grad()
-    def recommend(self, histories: Histories, k: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """The k best items for each history, without those in it.
+    def recommend(
+        self, histories: Histories, k: int, candidates: NDArray[np.bool_] | None = None
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """The k best items for each history, without those in it; ``candidates`` [V] bool, None: all.
 
         Returns scores and item rows, both [U, k], best first; -inf and -1 where fewer than k remain. Users without
         history get recently popular items, with scores of 0.
         """
-        rows = np.flatnonzero(self.catalogue)
-        place = np.full(len(self.catalogue), -1)
+        rows = np.arange(len(self.item_ids)) if candidates is None else np.flatnonzero(candidates)
+        place = np.full(len(self.item_ids), -1)
         place[rows] = np.arange(len(rows))
-        seen = translate(histories, place)
-        scores, columns = top_k(
-            self.interests(histories),
-            self.model.item_vectors()[torch.from_numpy(rows)],
-            k,
-            exclude_offsets=torch.from_numpy(seen.offsets),
-            exclude_ids=torch.from_numpy(seen.items),
-        )
-        values, found = scores.numpy(), np.append(rows, -1)[columns.numpy()]
+        vectors = self.model.item_vectors()[torch.from_numpy(rows)]
+        scores = np.full((len(histories), k), -np.inf, dtype=np.float32)
+        found = np.full((len(histories), k), -1)
+        for first in range(0, len(histories), USERS_AT_ONCE):
+            users = np.arange(first, min(first + USERS_AT_ONCE, len(histories)))
+            block = histories.select(users)
+            seen = translate(block, place)
+            offsets, items = torch.from_numpy(seen.offsets), torch.from_numpy(seen.items)
+            values, columns = top_k(self.interests(block), vectors, k, exclude_offsets=offsets, exclude_ids=items)
+            scores[users], found[users] = values.numpy(), np.append(rows, -1)[columns.numpy()]
         empty = histories.lengths == 0
-        popular = np.append(self.popular, np.full(k, -1))[:k]
-        found[empty] = popular
-        values[empty] = np.where(popular >= 0, 0.0, -np.inf)
-        return values, found
+        popular = self.popular[place[self.popular] >= 0][:k]
+        scores[empty], found[empty] = -np.inf, -1
+        scores[empty, : len(popular)], found[empty, : len(popular)] = 0.0, popular
+        return scores, found
 
     def encode(self, ids: NDArray[Any]) -> NDArray[np.int64]:
-        """The row of each id; -1 for ids the model does not know."""
+        """The row of each id; -1 for ids the model does not know.
+
+        Raises:
+            InputError: ``ids`` are text and the model's are integers, or the other way round.
+        """
+        kinds = ["text" if array.dtype == object else "integers" for array in (ids, self.item_ids)]
+        if kinds[0] != kinds[1]:
+            raise InputError(f"item ids of the log are {kinds[0]}, those that the model knows are {kinds[1]}")
         known = pl.DataFrame({"id": self.item_ids, "row": np.arange(len(self.item_ids))})
         joined = pl.DataFrame({"id": ids}).join(known, on="id", how="left", maintain_order="left")
         return joined["row"].fill_null(-1).to_numpy()
 
     def save(self, run: Path) -> None:
-        """Write config.toml, model.safetensors and items.parquet into the folder ``run``, each by atomic rename."""
+        """Write config.toml, items.parquet and model.safetensors into the folder ``run``, each by atomic rename.
+
+        The weights go first and come last: without them, what an interruption leaves is no trained model.
+        """
+        (run / "model.safetensors").unlink(missing_ok=True)
         with atomic_path(run / "config.toml") as path:
             path.write_text(self.config.to_toml(), encoding="utf-8")
         with atomic_path(run / "items.parquet") as path:
-            rank = np.zeros(len(self.item_ids), dtype=np.int64)
+            rank = np.empty(len(self.item_ids), dtype=np.int64)
             rank[self.popular] = np.arange(1, len(self.popular) + 1)
-            columns = {"item_id": self.item_ids, "in_catalogue": self.catalogue, "popularity_rank": rank}
-            pl.DataFrame(columns).write_parquet(path)
+            pl.DataFrame({"item_id": self.item_ids, "popularity_rank": rank}).write_parquet(path)
         with atomic_path(run / "model.safetensors") as path:
             path.write_bytes(safetensors.torch.save(self.model.state_dict()))  # save_file hides it from other users
 
     @classmethod
     def load(cls, run: Path) -> Recommender:
-        """Read what :meth:`save` wrote. Raises InputError where a file is missing or cannot be read."""
+        """Read what :meth:`save` wrote. Raises InputError where a file is missing or is not what it wrote."""
         if not run.is_dir():
             raise InputError(f"{run}: expected the folder of a trained model, found none")
         config = load_config(run / "config.toml")
-        try:
-            items = pl.read_parquet(run / "items.parquet")
-            model = build_model(config, len(items))
-            model.load_state_dict(safetensors.torch.load_file(run / "model.safetensors"))
-        except (OSError, pl.exceptions.PolarsError, safetensors.SafetensorError, RuntimeError) as error:
-            reason = str(error).strip().splitlines()[0] or type(error).__name__
-            raise InputError(f"{run}: no complete trained model ({reason})") from None
-        rank = items["popularity_rank"].to_numpy()
-        popular = np.flatnonzero(rank)[np.argsort(rank[rank > 0])]
-        return cls(model.eval(), config, items["item_id"].to_numpy(), items["in_catalogue"].to_numpy(), popular)
+        ids, rank = _read_items(run / "items.parquet")
+        model = build_model(config, len(ids))
+        _load_weights(model, run / "model.safetensors")
+        return cls(model.eval(), config, ids, np.argsort(rank))
+
+
+def _read_items(path: Path) -> tuple[NDArray[Any], NDArray[np.int64]]:
+    """The ids and popularity ranks that ``save`` wrote."""
+    try:
+        items = pl.read_parquet(path, glob=False)
+    except UNREADABLE as error:
+        raise InputError(f"{path}: cannot be read: {one_line(error)}") from None
+    expected = {"item_id": (pl.Int64, pl.String), "popularity_rank": (pl.Int64,)}
+    for name, types in expected.items():
+        if name not in items.columns or items.schema[name] not in types or items[name].is_duplicated().any():
+            raise InputError(f"{path}: expected a column {name!r} of distinct values, found {items.schema}")
+        if items[name].has_nulls():
+            raise InputError(f"{path}: column {name!r}: found nulls")
+    return items["item_id"].to_numpy(), items["popularity_rank"].to_numpy()
+
+
+def _load_weights(model: CMI, path: Path) -> None:
+    try:
+        weights = safetensors.torch.load_file(path)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise InputError(f"{path}: no complete trained model: {one_line(error)}") from None
+    expected = {name: list(value.shape) for name, value in model.state_dict().items()}
+    found = {name: list(value.shape) for name, value in weights.items()}
+    if expected != found:
+        raise InputError(
+            f"{path}: no complete trained model: found {found}, config.toml and items.parquet say {expected}"
+        )
+    if not all(value.isfinite().all() for value in weights.values()):
+        raise InputError(f"{path}: found values that are no finite numbers")
+    model.load_state_dict(weights)
 
 
 def translate(histories: Histories, rows: NDArray[np.int64]) -> Histories:
@@ -125,8 +162,3 @@ def translate(histories: Histories, rows: NDArray[np.int64]) -> Histories:
     translated = rows[histories.items]
     known = translated >= 0
     return Histories.group(histories.users[known], translated[known], len(histories))
-
-
-def _blocks(count: int) -> Iterator[NDArray[np.int64]]:
-    for first in range(0, count, USERS_AT_ONCE):
-        yield np.arange(first, min(first + USERS_AT_ONCE, count))

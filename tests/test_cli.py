@@ -11,6 +11,8 @@ from pathlib import Path
 
 import polars as pl
 import pytest
+import safetensors.torch
+import torch
 from real_logs import PARQUET, needs_real_logs
 
 from cmi_fast import cli
@@ -204,6 +206,7 @@ def test_bad_input(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
         (["evaluate", "nowhere"], "nowhere: expected the folder of a trained model"),
         (["recommend", "nowhere", "--out", "x.parquet"], "nowhere: expected the folder of a trained model"),
         (["recommend", "nowhere", "--out", "x.xlsx"], "--out x.xlsx: expected a name ending in .parquet or .csv"),
+        (["recommend", "nowhere", "--k", "0", "--out", "x.csv"], "--k: expected 1 or more, found 0"),
         (["simulate", "nowhere/x.parquet"], "nowhere"),
         (["simulate", "x.parquet", "--days", "2"], "days"),
         (["simulate", "x.csv"], "x.csv"),
@@ -230,7 +233,32 @@ def test_a_run_is_not_overwritten_unasked(trained: Path, log: Path, capsys: pyte
     assert (trained / "metrics.json").read_bytes() == before
 
 
-@pytest.mark.parametrize("damage", ["missing", "truncated", "other"])
+def test_nothing_is_overwritten_by_mistake(
+    trained: Path, log: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = log.read_bytes(), (trained / "items.parquet").read_bytes()
+    for arguments in (
+        ["recommend", trained, "--out", log],
+        ["recommend", trained, "--out", trained / "items.parquet"],
+        ["train", trained / "items.parquet", "--out", trained, "--overwrite"],
+    ):
+        code, _, err = call(capsys, *arguments)
+        assert code == 2 and "--out" in err and err.count("\n") == 1
+    assert (log.read_bytes(), (trained / "items.parquet").read_bytes()) == before
+
+
+def test_a_log_that_the_model_does_not_fit(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, items, message in (
+        ("text", ["a", "b", "c"], "item ids of the log are text, those that the model knows are integers"),
+        ("unknown", [10**6, 10**6 + 1, 10**6 + 2], "found no item that the model"),
+    ):
+        path = tmp_path / f"{name}.csv"
+        pl.DataFrame({"user_id": [1, 1, 1], "item_id": items, "day": [0, 1, 2]}).write_csv(path)
+        code, _, err = call(capsys, "recommend", trained, "--out", tmp_path / "o.csv", "--data", path)
+        assert code == 2 and message in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize("damage", ["missing", "truncated", "other", "nan"])
 def test_damaged_weights(trained: Path, tmp_path: Path, damage: str, capsys: pytest.CaptureFixture[str]) -> None:
     copy = tmp_path / "run"
     copy.mkdir()
@@ -241,7 +269,29 @@ def test_damaged_weights(trained: Path, tmp_path: Path, damage: str, capsys: pyt
         weights.unlink()
     elif damage == "truncated":
         weights.write_bytes(weights.read_bytes()[:100])
+    elif damage == "nan":
+        state = safetensors.torch.load_file(weights)
+        state["items"][3, 2] = torch.nan
+        safetensors.torch.save_file(state, weights)
     else:
         write(copy / "config.toml", (copy / "config.toml").read_text().replace("dim = 16", "dim = 8"))
     code, _, err = call(capsys, "evaluate", copy)
-    assert code == 2 and "no complete trained model" in err and err.count("\n") == 1
+    message = "no finite numbers" if damage == "nan" else "no complete trained model"
+    assert code == 2 and message in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize("damage", ["garbage", "columns", "repeated"])
+def test_damaged_items(trained: Path, tmp_path: Path, damage: str, capsys: pytest.CaptureFixture[str]) -> None:
+    copy = tmp_path / "run"
+    copy.mkdir()
+    for path in trained.iterdir():
+        (copy / path.name).write_bytes(path.read_bytes())
+    items = pl.read_parquet(copy / "items.parquet")
+    if damage == "garbage":
+        write(copy / "items.parquet", b"PAR1 and no more")
+    elif damage == "columns":
+        items.drop("popularity_rank").write_parquet(copy / "items.parquet")
+    else:
+        items.with_columns(item_id=pl.lit(3, pl.Int64)).write_parquet(copy / "items.parquet")
+    code, _, err = call(capsys, "recommend", copy, "--out", tmp_path / "o.csv")
+    assert code == 2 and "items.parquet" in err and err.count("\n") == 1, err

@@ -33,7 +33,8 @@ class Batch:
 class BatchSampler:
     """Batches of (history, views, positive, negative) in random order; any epoch can be resumed at any batch.
 
-    A sample is a play that has at least one earlier play of its user in ``train``. Its history is the last
+    A sample is a play that has at least one earlier play of its user in ``train``; users who played the whole
+    catalogue give none. Its history is the last
     ``max_history`` items before it. An epoch visits every sample once, or, with ``samples_per_user``, that
     many distinct random samples of each user (all where there are fewer); the last batch may be smaller.
 
@@ -49,7 +50,7 @@ class BatchSampler:
         catalogue: [V] bool, the items that may be recommended.
 
     Raises:
-        InputError: an option is out of range, no user has two plays, or a user played the whole catalogue.
+        InputError: an option is out of range, or no user has two plays and an item never played.
     """
 
     def __init__(
@@ -71,13 +72,13 @@ class BatchSampler:
             _require_at_least("samples_per_user", samples_per_user, 1)
         if not 0 < view_share <= 1:
             raise InputError(f"view_share: found {view_share}, expected a share above 0 and at most 1")
-        self._counts = np.maximum(train.lengths - 1, 0)
+        self._unplayed = _UnplayedItems(train, catalogue)
+        # Without an item left to draw as negative a user gives no samples.
+        self._counts = np.where(self._unplayed.counts > 0, np.maximum(train.lengths - 1, 0), 0)
         if not self._counts.any():
-            raise InputError("training days: found no user with two plays, expected at least one")
+            raise InputError("training days: found no user with two plays and an item never played")
         self._starts = np.concatenate(([0], np.cumsum(self._counts)))
         self._train = train
-        self._unplayed = _UnplayedItems(train, catalogue)
-        self._require_negatives()
         self._batch_size = batch_size
         self._max_history = max_history
         self._view_share = view_share
@@ -143,14 +144,6 @@ class BatchSampler:
             return np.stack((half, inside & (~half | alone)))
         sizes = np.maximum(np.floor(self._view_share * lengths).astype(np.int64), 1)
         return _random_subsets(np.broadcast_to(inside, (2, *inside.shape)), sizes, rng)
-
-    def _require_negatives(self) -> None:
-        exhausted = np.flatnonzero((self._counts > 0) & (self._unplayed.counts == 0))
-        if len(exhausted):
-            raise InputError(
-                f"user row {exhausted[0]}: found all {self._unplayed.catalogue_size} catalogue items played, "
-                "expected one left to draw as negative"
-            )
 
 
 class _UnplayedItems:

@@ -30,29 +30,30 @@ class Source(pydantic.BaseModel):
 class Config(pydantic.BaseModel):
     """Every setting of training. Symbols are the paper's."""
 
-    model_config = pydantic.ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = pydantic.ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, strict=True)
 
     model: Literal["cmi"] = "cmi"
     data: Source | None = None
 
     interests: int = pydantic.Field(8, ge=1, le=64, description="m, latent categories and interests")
-    dim: int = pydantic.Field(64, ge=1, description="d, size of every vector")
+    dim: int = pydantic.Field(64, ge=1, le=4096, description="d, size of every vector")
     temperature: float = pydantic.Field(0.1, ge=1e-5, description="epsilon, of the assignment and the scores")
     general_interest: bool = pydantic.Field(True, description="add the GRU's interest; false is CMI-G")
     contrastive_weight: float = pydantic.Field(0.01, ge=0, description="lambda_cl; 0 is CMI-CL")
     contrastive_temperature: float = pydantic.Field(0.1, ge=1e-5, description="tau")
     orthogonality_weight: float = pydantic.Field(10.0, ge=0, description="lambda_orth")
     logq_correction: bool = pydantic.Field(True, description="take the candidates' frequency from the scores")
+    disjoint_views: bool = pydantic.Field(False, description="views are the halves of a split, as in the authors' code")
     view_share: float = pydantic.Field(0.5, gt=0, le=1, description="mu, share of the history in a view")
-    max_history: int = pydantic.Field(100, ge=1, description="f, most recent plays that are read")
+    max_history: int = pydantic.Field(100, ge=1, le=2**20, description="f, most recent plays that are read")
 
-    batch_size: int = pydantic.Field(128, ge=1, description="|B|, samples a step")
+    batch_size: int = pydantic.Field(128, ge=1, le=2**16, description="|B|, samples a step")
     lr: float = pydantic.Field(1e-3, gt=0, description="Adam's learning rate")
-    epochs: int = pydantic.Field(30, ge=1, description="at most this many")
+    epochs: int = pydantic.Field(30, ge=1, le=10**6, description="at most this many")
     steps_per_epoch: int | None = pydantic.Field(None, ge=1, description="instead of one pass over all samples")
     samples_per_user: int | None = pydantic.Field(None, ge=1, description="in one pass, instead of all")
     patience: int = pydantic.Field(5, ge=1, description="epochs without a better valid Recall@50")
-    seed: int = pydantic.Field(0, ge=0, description="of initialisation and sampling")
+    seed: int = pydantic.Field(0, ge=0, lt=2**63, description="of initialisation and sampling")
 
     def to_toml(self) -> str:
         return tomli_w.dumps(self.model_dump(exclude_none=True))
@@ -72,6 +73,8 @@ def load_config(path: Path | None = None, settings: Sequence[str] = ()) -> Confi
         key, separator, text = setting.partition("=")
         if not separator or not key.strip():
             raise InputError(f"--set {setting}: expected key=value")
+        if key.strip() == "data":
+            raise InputError("--set data: the log is an argument of its own, its filter is --where")
         values[key.strip()] = _parse(text.strip())
     return _validate(values, "--set")
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from cmi_fast.data import DaySplit
+from cmi_fast.data import Histories
 from cmi_fast.data.sampler import Batch, BatchSampler
+from cmi_fast.errors import InputError
 from cmi_fast.models.cmi import CMI
 from cmi_fast.training.config import Config
 
@@ -27,20 +29,24 @@ class Epoch:
     seconds: float
 
 
-@dataclass
 class Progress:
-    """What training reports as it goes; the command line shows it."""
+    """What training reports as it goes: nothing here, lines and a bar on the command line."""
 
-    on_step: Callable[[int, int, int, dict[str, float]], None] = lambda epoch, step, steps, losses: None
-    on_epoch: Callable[[Epoch, bool], None] = lambda epoch, best: None
-    epochs: list[Epoch] = field(default_factory=list)
+    def phase(self, name: str) -> None:
+        """What is done from now on: "reading", "training", "evaluating"."""
+
+    def step(self, epoch: int, step: int, steps: int, loss: float) -> None:
+        """A step of an epoch is done; ``loss`` is the objective's mean over the epoch so far."""
+
+    def epoch(self, epoch: Epoch, best: bool) -> None:
+        """An epoch is done."""
 
 
-def candidate_frequency(split: DaySplit) -> torch.Tensor:
+def candidate_frequency(plays: Histories, num_items: int) -> torch.Tensor:
     """How often each item is a candidate of Eq. 7, [V], up to a factor: as a positive by its share of the training
-    plays, as a negative by an equal share of the catalogue. Items outside it, never a candidate, get the latter too."""
-    plays = np.bincount(split.train.items, minlength=split.num_items)
-    return torch.from_numpy(plays / plays.sum() + 1 / split.catalogue.sum()).float()
+    ``plays``, as a negative by an equal share of the catalogue."""
+    counts = np.bincount(plays.items, minlength=num_items)
+    return torch.from_numpy(counts / counts.sum() + 1 / num_items).float()
 
 
 def build_model(config: Config, num_items: int, frequency: torch.Tensor | None = None) -> CMI:
@@ -61,30 +67,37 @@ def build_model(config: Config, num_items: int, frequency: torch.Tensor | None =
 
 def train(
     model: CMI,
-    split: DaySplit,
+    plays: Histories,
     config: Config,
     evaluate: Callable[[], dict[str, float]],
+    save: Callable[[], None],
     progress: Progress,
-) -> Epoch:
-    """Train ``model`` in place and leave it with the weights of its best epoch, which is returned.
+) -> tuple[Epoch, list[Epoch]]:
+    """Train ``model`` in place and leave it with the weights of its best epoch, returned with all epochs.
 
     Args:
+        plays: the training plays of each user, as rows of the model's item table.
         evaluate: metrics of the valid day for the model as it is; the best ``recall@50`` wins.
-        progress: called after every step and epoch.
+        save: called whenever an epoch is the best so far.
+
+    Raises:
+        InputError: no sample can be drawn from ``plays``, or the loss is no finite number any more.
     """
     sampler = BatchSampler(
-        split.train,
-        split.catalogue,
+        plays,
+        np.ones(len(model.items), dtype=bool),
         batch_size=config.batch_size,
         max_history=config.max_history,
         view_share=config.view_share,
         samples_per_user=config.samples_per_user,
+        disjoint_views=config.disjoint_views,
         seed=config.seed,
     )
     steps = config.steps_per_epoch or len(sampler)
     batches = _endless(sampler)
     optimizer = torch.optim.Adam(model.parameters(), lr=config.lr, fused=True)
     best: Epoch | None = None
+    epochs: list[Epoch] = []
     weights: dict[str, torch.Tensor] = {}
     for number in range(1, config.epochs + 1):
         started = time.perf_counter()
@@ -93,21 +106,26 @@ def train(
         for step in range(1, steps + 1):
             for name, loss in _step(model, optimizer, next(batches)).items():
                 sums[name] = sums.get(name, 0.0) + loss
-            progress.on_step(number, step, steps, {name: value / step for name, value in sums.items()})
+            progress.step(number, step, steps, sums["total"] / step)
         seconds = time.perf_counter() - started
+        if not math.isfinite(sum(sums.values())):
+            raise InputError(
+                f"epoch {number}: the loss became {sums['total'] / steps}; lower lr or the losses' weights"
+            )
         model.eval()
         epoch = Epoch(number, {name: value / steps for name, value in sums.items()}, evaluate(), seconds)
-        progress.epochs.append(epoch)
+        epochs.append(epoch)
         better = best is None or epoch.valid[SELECTED_BY] > best.valid[SELECTED_BY]
         if better:
             best = epoch
             weights = {name: value.clone() for name, value in model.state_dict().items()}
-        progress.on_epoch(epoch, better)
+            save()
+        progress.epoch(epoch, better)
         if best is not None and number - best.number >= config.patience:
             break
     model.load_state_dict(weights)
     assert best is not None  # config.epochs >= 1
-    return best
+    return best, epochs
 
 
 def _endless(sampler: BatchSampler) -> Iterator[Batch]:

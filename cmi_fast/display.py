@@ -1,0 +1,44 @@
+"""What training shows as it goes: a line an epoch, and on a terminal a progress bar below."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+
+from cmi_fast.training.trainer import Epoch, Progress
+
+
+class Display(Progress):
+    def __init__(self, bar: Bar) -> None:
+        self.bar = bar
+        self.task = bar.add_task("reading", total=None, loss="")
+
+    def phase(self, name: str) -> None:
+        self.bar.update(self.task, description=name, completed=0, total=None, loss="")
+
+    def step(self, epoch: int, step: int, steps: int, loss: float) -> None:
+        self.bar.update(self.task, description=f"epoch {epoch}", completed=step, total=steps, loss=f"loss {loss:.3f}")
+
+    def epoch(self, epoch: Epoch, best: bool) -> None:
+        losses = "  ".join(f"{name} {value:.4f}" for name, value in epoch.losses.items())
+        valid = "  ".join(f"{name} {epoch.valid[name]:.4f}" for name in ("recall@10", "recall@50"))
+        mark = "  best so far" if best else ""
+        self.bar.console.print(f"epoch {epoch.number}  {losses}  valid {valid}  {epoch.seconds:.1f} s{mark}")
+
+
+@contextmanager
+def display() -> Iterator[Display]:
+    console = Console(highlight=False, soft_wrap=True)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=20),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[loss]}"),
+    )
+    with Bar(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
+        yield Display(bar)

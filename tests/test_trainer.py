@@ -1,0 +1,72 @@
+"""Training: early stopping, the best weights, what it may see, and what it does when it goes wrong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+
+from cmi_fast.data import Histories
+from cmi_fast.data.simulate import simulate
+from cmi_fast.errors import InputError
+from cmi_fast.run import train_run
+from cmi_fast.training.config import Config, load_config
+from cmi_fast.training.trainer import Progress, build_model, candidate_frequency, train
+
+SMALL = ["dim=8", "interests=2", "batch_size=32", "steps_per_epoch=3"]
+PLAYS = Histories.group(np.repeat(np.arange(20), 6), np.random.default_rng(0).integers(0, 40, 120), 20)
+
+
+def run_with(scores: list[float], config: Config) -> tuple[int, int, list[int], dict[str, torch.Tensor]]:
+    """Train with scripted valid metrics: best epoch, epochs run, when it saved, and the weights it ends with."""
+    model = build_model(config, 40, candidate_frequency(PLAYS, 40))
+    states: list[dict[str, torch.Tensor]] = []
+    saved: list[int] = []
+
+    def evaluate() -> dict[str, float]:
+        states.append({name: value.clone() for name, value in model.state_dict().items()})
+        return {"recall@50": scores[len(states) - 1]}
+
+    best, epochs = train(model, PLAYS, config, evaluate, lambda: saved.append(len(states)), Progress())
+    final = model.state_dict()
+    assert all(torch.equal(final[name], value) for name, value in states[best.number - 1].items())
+    return best.number, len(epochs), saved, final
+
+
+def test_stops_after_patience_with_the_best_weights() -> None:
+    config = load_config(settings=[*SMALL, "patience=2", "epochs=10"])
+    assert run_with([0.1, 0.3, 0.2, 0.3, 0.9], config)[:3] == (2, 4, [1, 2])
+
+
+def test_runs_all_epochs_while_it_improves() -> None:
+    config = load_config(settings=[*SMALL, "patience=1", "epochs=3"])
+    assert run_with([0.1, 0.2, 0.3], config)[:3] == (3, 3, [1, 2, 3])
+
+
+def test_candidate_frequency() -> None:
+    plays = Histories.group(np.array([0, 0, 1, 1]), np.array([0, 1, 1, 1]), 2)
+    torch.testing.assert_close(candidate_frequency(plays, 4), torch.tensor([0.5, 1.0, 0.25, 0.25]))
+
+
+def test_valid_and_test_days_do_not_leak_into_training(tmp_path: Path) -> None:
+    """Other plays on the last two days change nothing of what is trained; one epoch, as they choose the best one."""
+    log, _ = simulate(users=80, items=60, days=6, plays_per_user=20)
+    items = pl.Series(np.random.default_rng(1).permutation(log["item_id"].to_numpy()))
+    shuffled = log.with_columns(item_id=pl.when(pl.col("day") >= 4).then(items).otherwise(pl.col("item_id")))
+    weights = []
+    for name, frame in (("a", log), ("b", shuffled)):
+        frame.write_parquet(tmp_path / f"{name}.parquet")
+        config = load_config(settings=[*SMALL, "epochs=1"])
+        metrics = train_run(tmp_path / f"{name}.parquet", tmp_path / name, config)
+        weights.append(((tmp_path / name / "model.safetensors").read_bytes(), metrics["test"]))
+    assert weights[0][0] == weights[1][0]
+    assert weights[0][1] != weights[1][1]
+
+
+def test_divergence_is_said_in_one_line() -> None:
+    config = load_config(settings=[*SMALL, "orthogonality_weight=1e300", "lr=1e30"])
+    with pytest.raises(InputError, match=r"epoch 1: the loss became (nan|inf); lower lr"):
+        run_with([0.1] * 30, config)
