@@ -21,3 +21,11 @@ def test_snippets_run(snippet: str) -> None:
 
 def test_there_are_snippets() -> None:
     assert SNIPPETS
+
+
+@pytest.mark.parametrize("page", sorted([README, *README.parent.glob("docs/*.md")]), ids=lambda page: page.name)
+def test_pages_are_finished_and_their_links_lead_somewhere(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    assert "@@" not in text
+    for target in re.findall(r"\]\(([^)#:]+)\)", text):
+        assert (page.parent / target).exists(), target
