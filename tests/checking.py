@@ -49,6 +49,14 @@ def assert_within_budget(
         assert error <= budget + tolerance, f"tensor {index}: error {error:.2e}, PyTorch's {budget:.2e}"
 
 
+def make_sequences(batch: int, length: int, m: int, d: int, dtype: torch.dtype = torch.float64) -> tuple[Tensor, ...]:
+    """Items [B, L, d], categories [m, d] and lengths [B]."""
+    items = torch.randn(batch, length, d, dtype=dtype)
+    categories = torch.randn(m, d, dtype=dtype)
+    lengths = torch.randint(0, length + 1, (batch,))
+    return items, categories, lengths
+
+
 def to_jagged(items: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
     """Padded ``items`` [B, L, ...] as rows [T, ...] and offsets [B + 1]."""
     rows = torch.cat([row[:n] for row, n in zip(items, lengths, strict=True)])
