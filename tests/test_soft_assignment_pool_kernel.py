@@ -115,6 +115,18 @@ def test_a_nan_with_any_payload_stays_nan(isa_level: str) -> None:
     assert soft_assignment_pool(torch.randn(1, 3, 5, dtype=torch.float64), wide, backend="cpu").isnan().all()
 
 
+def test_a_gradient_too_large_for_the_caches(isa_level: str, poisoned: None) -> None:
+    items, categories, lengths = make_sequences(200, 100, 4, 64, torch.float32)
+    assert items.nbytes > 4 * 2**20
+    assert_within_budget(
+        lambda v, g: soft_assignment_pool(v, g, lengths, backend="cpu"),
+        lambda v, g: reference.soft_assignment_pool(v, g, lengths, None, 0.1),
+        (items, categories),
+        torch.randn(200, 4, 64),
+        tolerance=1e-6,
+    )
+
+
 def test_same_bits_again_and_on_any_number_of_threads() -> None:
     items, categories, lengths = make_sequences(200, 50, 8, 64, torch.float32)
     cotangent = torch.randn(200, 8, 64)

@@ -1,9 +1,8 @@
-"""Which implementation runs, and what every compiled operator needs to be a torch operator."""
+"""Which implementation of an operator runs."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -59,27 +58,3 @@ def _inside_transform() -> bool:
     if torch.compiler.is_compiling():
         return False
     return forward_ad._current_level >= 0 or torch._C._functorch.peek_interpreter_stack() is not None
-
-
-def register_operator(
-    name: str,
-    *,
-    fake: Callable[..., Any],
-    backward_fake: Callable[..., Any],
-    setup_context: Callable[..., None],
-    backward: Callable[..., Any],
-) -> None:
-    """Give the compiled operator ``name`` and ``name_backward`` their shape functions and their gradient.
-
-    ``name`` is qualified by its library (``cmi_fast::soft_assignment_pool``): two libraries may hold one operator.
-    """
-    torch.library.register_fake(name, fake)
-    torch.library.register_fake(f"{name}_backward", backward_fake)
-    torch.library.register_autograd(name, backward, setup_context=setup_context)
-
-    def no_second_derivative(ctx: Any, *gradients: Tensor) -> None:
-        raise RuntimeError(
-            f"{name} has no second derivative; use backend='reference', which has one, to differentiate twice"
-        )
-
-    torch.library.register_autograd(f"{name}_backward", no_second_derivative)

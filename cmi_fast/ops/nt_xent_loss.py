@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from cmi_fast import _native, reference
 from cmi_fast.ops.autocast import cast_for_autocast, without_autocast
-from cmi_fast.ops.backend import choose_backend, register_operator
+from cmi_fast.ops.backend import choose_backend
 from cmi_fast.ops.checks import (
     REDUCTIONS,
     check_choice,
@@ -19,6 +17,7 @@ from cmi_fast.ops.checks import (
     check_temperature,
     check_tensor,
 )
+from cmi_fast.ops.register_operator import register_operator
 from cmi_fast.reference.reduction import reduce_losses
 
 NEGATIVES = ("all", "cross_view")
@@ -91,7 +90,7 @@ def nt_xent_loss(
         with without_autocast(first.device):
             temperature = number if tensor is None else tensor
             return reference.nt_xent_loss(first, second, temperature, negatives, direction, normalize, reduction)
-    losses, _ = torch.ops.cmi_fast.nt_xent_loss.default(
+    losses, _ = _nt_xent_loss(
         first.flatten(0, -2), second.flatten(0, -2), number, tensor, negatives, direction, normalize
     )
     return reduce_losses(losses, reduction)
@@ -110,49 +109,5 @@ def _fake(
     return first.new_empty(2 * pairs if direction == "both" else pairs), first.new_empty(2 * pairs)
 
 
-def _backward_fake(
-    losses_grad: Tensor,
-    log_sum: Tensor,
-    first: Tensor,
-    second: Tensor,
-    temperature: float,
-    temperature_tensor: Tensor | None,
-    negatives: str,
-    direction: str,
-    normalize: bool,
-    first_grad: bool,
-    second_grad: bool,
-    temperature_grad: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    return (
-        first.new_empty(first.shape if first_grad else (0,)),
-        second.new_empty(second.shape if second_grad else (0,)),
-        first.new_empty(() if temperature_grad else (0,)),
-    )
-
-
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    first, second, temperature, temperature_tensor, *ctx.options = inputs
-    ctx.temperature = temperature
-    ctx.save_for_backward(first, second, temperature_tensor, output[1])
-    ctx.mark_non_differentiable(output[1])
-
-
-def _backward(ctx: Any, losses_grad: Tensor, log_sum_grad: Tensor) -> tuple[Tensor | None, ...]:
-    first, second, temperature_tensor, log_sum = ctx.saved_tensors
-    wanted = ctx.needs_input_grad[0], ctx.needs_input_grad[1], ctx.needs_input_grad[3]
-    gradients = torch.ops.cmi_fast.nt_xent_loss_backward.default(
-        losses_grad, log_sum, first, second, ctx.temperature, temperature_tensor, *ctx.options, *wanted
-    )
-    first_grad, second_grad, temperature_grad = (g if w else None for g, w in zip(gradients, wanted, strict=True))
-    return first_grad, second_grad, None, temperature_grad, None, None, None
-
-
 if _native.available:
-    register_operator(
-        "cmi_fast::nt_xent_loss",
-        fake=_fake,
-        backward_fake=_backward_fake,
-        setup_context=_setup_context,
-        backward=_backward,
-    )
+    _nt_xent_loss = register_operator("cmi_fast", "nt_xent_loss", fake=_fake, differentiable=(0, 1, 3))

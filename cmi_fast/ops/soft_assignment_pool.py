@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from cmi_fast import _native, reference
 from cmi_fast.ops.autocast import cast_for_autocast, without_autocast
-from cmi_fast.ops.backend import choose_backend, register_operator
+from cmi_fast.ops.backend import choose_backend
 from cmi_fast.ops.checks import (
     check_same,
     check_sequences,
@@ -18,6 +16,7 @@ from cmi_fast.ops.checks import (
     check_tensor,
     check_views,
 )
+from cmi_fast.ops.register_operator import register_operator
 
 
 def soft_assignment_pool(
@@ -81,7 +80,7 @@ def soft_assignment_pool(
             return reference.soft_assignment_pool(items, categories, lengths, offsets, temperature, views)
     lengths = None if lengths is None else lengths.to(torch.int64)
     offsets = None if offsets is None else offsets.to(torch.int64)
-    return torch.ops.cmi_fast.soft_assignment_pool.default(items, categories, lengths, offsets, number, tensor)
+    return _soft_assignment_pool(items, categories, lengths, offsets, number, tensor)
 
 
 def _fake(
@@ -96,45 +95,5 @@ def _fake(
     return items.new_empty(batch, *categories.shape)
 
 
-def _backward_fake(
-    pooled_grad: Tensor,
-    items: Tensor,
-    categories: Tensor,
-    lengths: Tensor | None,
-    offsets: Tensor | None,
-    temperature: float,
-    temperature_tensor: Tensor | None,
-    items_grad: bool,
-    categories_grad: bool,
-    temperature_grad: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    return (
-        items.new_empty(items.shape if items_grad else (0,)),
-        categories.new_empty(categories.shape if categories_grad else (0,)),
-        items.new_empty(() if temperature_grad else (0,)),
-    )
-
-
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    items, categories, lengths, offsets, ctx.temperature, temperature_tensor = inputs
-    ctx.save_for_backward(items, categories, lengths, offsets, temperature_tensor)
-
-
-def _backward(ctx: Any, pooled_grad: Tensor) -> tuple[Tensor | None, ...]:
-    items, categories, lengths, offsets, temperature_tensor = ctx.saved_tensors
-    wanted = ctx.needs_input_grad[0], ctx.needs_input_grad[1], ctx.needs_input_grad[5]
-    gradients = torch.ops.cmi_fast.soft_assignment_pool_backward.default(
-        pooled_grad, items, categories, lengths, offsets, ctx.temperature, temperature_tensor, *wanted
-    )
-    items_grad, categories_grad, temperature_grad = (g if w else None for g, w in zip(gradients, wanted, strict=True))
-    return items_grad, categories_grad, None, None, None, temperature_grad
-
-
 if _native.available:
-    register_operator(
-        "cmi_fast::soft_assignment_pool",
-        fake=_fake,
-        backward_fake=_backward_fake,
-        setup_context=_setup_context,
-        backward=_backward,
-    )
+    _soft_assignment_pool = register_operator("cmi_fast", "soft_assignment_pool", fake=_fake, differentiable=(0, 1, 5))

@@ -82,6 +82,14 @@ Tensor forward(const Call<T>& call) {
   return pooled;
 }
 
+// More than the caches hold until somebody reads it, and rows that are whole cache lines.
+bool worth_streaming(const Tensor& rows) {
+  constexpr int64_t CACHED_BYTES = 4 << 20, CACHE_LINE = 64;
+  const int64_t row_bytes = rows.size(-1) * rows.element_size();
+  return rows.numel() * rows.element_size() > CACHED_BYTES && row_bytes % CACHE_LINE == 0 &&
+         reinterpret_cast<uintptr_t>(rows.const_data_ptr()) % CACHE_LINE == 0;
+}
+
 template <class T>
 void add(const T* from, int64_t count, T* to) {
   for (int64_t i = 0; i < count; ++i) to[i] += from[i];
@@ -103,9 +111,10 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Call<T>& call, const Tensor& p
   const Tensor temperature_parts = torch::stable::new_empty(call.items, {temperature_grad ? call.parts : 0});
   T* const category_sums = mutable_data<T>(category_parts);
   T* const temperature_sums = mutable_data<T>(temperature_parts);
+  const bool stream = items_grad && worth_streaming(items);
   call.parallel([&](int64_t part, int64_t begin, int64_t end, T* workspace) {
     const SoftAssignmentPoolGradients<T> gradients{data<T>(pooled_grad), items_grad ? mutable_data<T>(items) : nullptr,
-                                                   categories_grad ? category_sums + part * size : nullptr,
+                                                   stream, categories_grad ? category_sums + part * size : nullptr,
                                                    temperature_grad ? temperature_sums + part : nullptr};
     call.kernel.backward(p, begin, end, gradients, workspace);
   });

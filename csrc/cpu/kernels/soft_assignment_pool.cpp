@@ -28,14 +28,14 @@ struct Loops {
   using Narrow = Vector<T, NARROW>;
   using Wide = Vector<T, WIDE>;
   static constexpr int LANES = VectorOf<T, NARROW>::LANES;
+  static constexpr int WIDE_LANES = VectorOf<T, WIDE>::LANES;
   static constexpr T LOWEST = Float<T>::LOWEST;
 
   // Padded sizes. Padding categories are zero, so they add nothing to any product.
   struct Shape {
     int64_t m, d;
     Shape(int64_t categories, int64_t dim)
-        : m(round_up(categories, LANES > CATEGORY_ROWS ? LANES : CATEGORY_ROWS)),
-          d(round_up(dim, VectorOf<T, WIDE>::LANES)) {}
+        : m(round_up(categories, LANES > CATEGORY_ROWS ? LANES : CATEGORY_ROWS)), d(round_up(dim, WIDE_LANES)) {}
   };
 
   // Unit categories: rows [m, d] and their transpose [d, m]; 1 / |row| [m]; what is added to the scores [m] so that
@@ -184,15 +184,25 @@ struct Loops {
   }
 
   static void store_item_gradient(const SoftAssignmentPool<T>& p, const Shape& shape, int64_t count, const Workspace& w,
-                                  T* gradient) {
+                                  T* gradient, bool stream) {
     for (int64_t i = 0; i < count; ++i) {
       const T *dv = w.item_gradient + i * shape.d, *v = w.unit + i * shape.d;
       const T inverse = w.inverse[i], radial = w.radial[i];
       T* const to = gradient + i * p.d;
       const int64_t d = p.d;
+      if (stream) {
+        for (int64_t j = 0; j < d; j += WIDE_LANES)
+          store_streaming(to + j, (load<Wide>(dv + j) - load<Wide>(v + j) * radial) * inverse);
+      } else {
 #pragma omp simd
-      for (int64_t j = 0; j < d; ++j) to[j] = (dv[j] - v[j] * radial) * inverse;
+        for (int64_t j = 0; j < d; ++j) to[j] = (dv[j] - v[j] * radial) * inverse;
+      }
     }
+  }
+
+  static void store_padding(T* to, int64_t count, bool stream) {
+    if (!stream) return set_zero(to, count);
+    for (int64_t j = 0; j < count; j += WIDE_LANES) store_streaming(to + j, Wide{});
   }
 
   static void backward(const SoftAssignmentPool<T>& p, int64_t begin, int64_t end,
@@ -224,11 +234,15 @@ struct Loops {
         if (gradients.items) {
           product<Wide, ITEM_ROWS, ITEM_VECTORS>(rows, d, 2 * m, Scalars<T>{w.weights, 2 * m, 1}, w.rows, d,
                                                  w.item_gradient, d, false);
-          store_item_gradient(p, shape, count, w, gradients.items + (first + start) * p.d);
+          store_item_gradient(p, shape, count, w, gradients.items + (first + start) * p.d, gradients.stream);
         }
       }
-      if (gradients.items) set_zero(gradients.items + (first + length) * p.d, (p.sequences.rows(b) - length) * p.d);
+      if (gradients.items) {
+        const int64_t padding = p.sequences.rows(b) - length;
+        store_padding(gradients.items + (first + length) * p.d, padding * p.d, gradients.stream);
+      }
     }
+    finish_streaming();
     if (gradients.categories)
       for (int64_t k = 0; k < p.categories; ++k) copy(w.sum + k * d, p.d, gradients.categories + k * p.d);
     if (gradients.temperature) *gradients.temperature = T(-tangential * p.inverse_temperature);

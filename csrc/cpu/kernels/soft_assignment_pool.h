@@ -18,6 +18,7 @@ template <class T>
 struct SoftAssignmentPoolGradients {
   const T* pooled;  // [batch, m, d], the cotangent
   T* items;         // [rows, d], or null: not wanted
+  bool stream;      // write them past the caches: a row is whole cache lines
   T* categories;    // [m, d] partial sum of this call, with respect to the unit categories; or null
   T* temperature;   // [1] partial sum of this call, or null
 };

@@ -13,9 +13,16 @@ inline T square_root(T x) {
 
 template <class T>
 inline T sum_of_squares(const T* row, int64_t d, T scale) {
-  T sum = 0;
-#pragma omp simd reduction(+ : sum)
-  for (int64_t j = 0; j < d; ++j) sum += (row[j] * scale) * (row[j] * scale);
+  using V = Vector<T, WIDE>;
+  constexpr int LANES = VectorOf<T, WIDE>::LANES;
+  V sums{};
+  int64_t j = 0;
+  for (; j + LANES <= d; j += LANES) {
+    const V x = load<V>(row + j) * scale;
+    sums += x * x;
+  }
+  T sum = sum_lanes<T, WIDE>(sums)[0];
+  for (; j < d; ++j) sum += (row[j] * scale) * (row[j] * scale);
   return sum;
 }
 
@@ -43,6 +50,8 @@ template <class T>
 inline void unit_rows(const T* rows, int64_t count, int64_t d, int64_t padded_d, T* unit, T* inverse) {
   // Between these bounds a plain sum has lost nothing to overflow or to denormal squares.
   constexpr T low = sizeof(T) == 4 ? T(1e-20f) : T(1e-200), high = sizeof(T) == 4 ? T(1e30f) : T(1e300);
+  using V = Vector<T, WIDE>;
+  constexpr int LANES = VectorOf<T, WIDE>::LANES;
   bool safe = true;
   for (int64_t i = 0; i < count; ++i) {
     const T square = sum_of_squares(rows + i * d, d, T(1));
@@ -53,9 +62,10 @@ inline void unit_rows(const T* rows, int64_t count, int64_t d, int64_t padded_d,
   for (int64_t i = 0; i < count; ++i) {
     const T *row = rows + i * d, scale = inverse[i];
     T* const to = unit + i * padded_d;
-#pragma omp simd
-    for (int64_t j = 0; j < d; ++j) to[j] = row[j] * scale;
-    set_zero(to + d, padded_d - d);
+    int64_t j = 0;
+    for (; j + LANES <= d; j += LANES) store(to + j, load<V>(row + j) * scale);
+    for (; j < d; ++j) to[j] = row[j] * scale;
+    for (; j < padded_d; ++j) to[j] = 0;
   }
   if (safe) return;
   for (int64_t i = 0; i < count; ++i) {

@@ -5,6 +5,10 @@
 
 #include <cstdint>
 
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
 #if !defined(CMI_FAST_LEVEL)
 #error "compile kernels once per ISA level with -DCMI_FAST_LEVEL=<level>"
 #endif
@@ -43,6 +47,27 @@ inline V load(const T* from) {
 template <class V, class T>
 inline void store(T* to, V v) {
   __builtin_memcpy(to, &v, sizeof(V));
+}
+
+// Past the caches, to an address that is a multiple of WIDE: for results too large for them, whose old contents would
+// otherwise be fetched first. finish_streaming makes them visible to other threads.
+template <class T>
+inline void store_streaming(T* to, Vector<T, WIDE> v) {
+#if defined(__AVX512F__)
+  _mm512_stream_si512((__m512i*)to, (__m512i)v);
+#elif defined(__AVX2__)
+  _mm256_stream_si256((__m256i*)to, (__m256i)v);
+#elif defined(__x86_64__)
+  _mm_stream_si128((__m128i*)to, (__m128i)v);
+#else
+  store(to, v);
+#endif
+}
+
+inline void finish_streaming() {
+#if defined(__x86_64__)
+  _mm_sfence();
+#endif
 }
 
 template <class T>
@@ -125,8 +150,13 @@ inline Vector<T, BYTES> exp2_nonpositive(Vector<T, BYTES> x) {
 template <class T, int BYTES, class Combine>
 inline Vector<T, BYTES> reduce_lanes(Vector<T, BYTES> v, Combine combine) {
   constexpr int LANES = VectorOf<T, BYTES>::LANES;
-  static_assert(LANES == 2 || LANES == 4 || LANES == 8);
-  if constexpr (LANES == 8) {
+  static_assert(LANES == 2 || LANES == 4 || LANES == 8 || LANES == 16);
+  if constexpr (LANES == 16) {
+    v = combine(v, CMI_FAST_SHUFFLE(v, 8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7));
+    v = combine(v, CMI_FAST_SHUFFLE(v, 4, 5, 6, 7, 0, 1, 2, 3, 12, 13, 14, 15, 8, 9, 10, 11));
+    v = combine(v, CMI_FAST_SHUFFLE(v, 2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13));
+    v = combine(v, CMI_FAST_SHUFFLE(v, 1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14));
+  } else if constexpr (LANES == 8) {
     v = combine(v, CMI_FAST_SHUFFLE(v, 4, 5, 6, 7, 0, 1, 2, 3));
     v = combine(v, CMI_FAST_SHUFFLE(v, 2, 3, 0, 1, 6, 7, 4, 5));
     v = combine(v, CMI_FAST_SHUFFLE(v, 1, 0, 3, 2, 5, 4, 7, 6));
