@@ -10,6 +10,7 @@
 #include <cmath>
 #include <optional>
 
+#include "cpu/kernels/half.h"
 #include "cpu/kernels/sequences.h"
 
 namespace cmi_fast {
@@ -18,7 +19,32 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
 template <class T>
-constexpr ScalarType SCALAR_TYPE = std::is_same_v<T, float> ? ScalarType::Float : ScalarType::Double;
+constexpr ScalarType SCALAR_TYPE;
+template <>
+constexpr ScalarType SCALAR_TYPE<float> = ScalarType::Float;
+template <>
+constexpr ScalarType SCALAR_TYPE<double> = ScalarType::Double;
+template <>
+constexpr ScalarType SCALAR_TYPE<BFloat16> = ScalarType::BFloat16;
+template <>
+constexpr ScalarType SCALAR_TYPE<Half> = ScalarType::Half;
+
+// Calls run(T()) for the type T of the tensor's elements.
+template <class Run>
+auto dispatch(const Tensor& tensor, const char* name, const Run& run) {
+  switch (tensor.scalar_type()) {
+    case ScalarType::Float:
+      return run(float());
+    case ScalarType::Double:
+      return run(double());
+    case ScalarType::BFloat16:
+      return run(BFloat16());
+    case ScalarType::Half:
+      return run(Half());
+    default:
+      STD_TORCH_CHECK(false, name, " must be float32, float64, bfloat16 or float16");
+  }
+}
 
 template <class T>
 const T* data(const Tensor& tensor) {
@@ -56,13 +82,13 @@ inline double check_temperature(double value) {
   return value;
 }
 
-// The tensor's value where one is given: a learned temperature has items' dtype.
+// The tensor's value where one is given: a learned temperature for items of type T has the type they are summed in.
 template <class T>
 double temperature_value(double temperature, const std::optional<Tensor>& tensor) {
   if (!tensor) return check_temperature(temperature);
-  STD_TORCH_CHECK(tensor->scalar_type() == SCALAR_TYPE<T> && tensor->numel() == 1 && tensor->is_cpu(),
-                  "temperature must be one number of the items' dtype on the CPU");
-  return check_temperature(*data<T>(*tensor));
+  STD_TORCH_CHECK(tensor->scalar_type() == SCALAR_TYPE<Compute<T>> && tensor->numel() == 1 && tensor->is_cpu(),
+                  "temperature must be one number on the CPU, of the items' dtype, or float32 for half types");
+  return check_temperature(*data<Compute<T>>(*tensor));
 }
 
 }  // namespace cmi_fast
