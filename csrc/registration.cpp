@@ -5,12 +5,20 @@
 
 STABLE_TORCH_LIBRARY(cmi_fast, library) {
   library.def(
-      "soft_assignment_pool(Tensor items, Tensor categories, Tensor? lengths, Tensor? offsets, float temperature, "
-      "Tensor? temperature_tensor) -> Tensor");
+      "soft_assignment_pool(Tensor items, Tensor categories, Tensor? lengths, Tensor? offsets, Tensor? views, "
+      "float temperature, Tensor? temperature_tensor) -> Tensor");
   library.def(
       "soft_assignment_pool_backward(Tensor pooled_grad, Tensor items, Tensor categories, Tensor? lengths, "
-      "Tensor? offsets, float temperature, Tensor? temperature_tensor, bool items_grad, bool categories_grad, "
-      "bool temperature_grad) -> (Tensor, Tensor, Tensor)");
+      "Tensor? offsets, Tensor? views, float temperature, Tensor? temperature_tensor, bool items_grad, "
+      "bool categories_grad, bool temperature_grad) -> (Tensor, Tensor, Tensor)");
+
+  library.def(
+      "item_soft_assignment_pool(Tensor ids, Tensor table, Tensor categories, Tensor? lengths, Tensor? offsets, "
+      "Tensor? views, float temperature, Tensor? temperature_tensor) -> Tensor");
+  library.def(
+      "item_soft_assignment_pool_backward(Tensor pooled_grad, Tensor ids, Tensor table, Tensor categories, "
+      "Tensor? lengths, Tensor? offsets, Tensor? views, float temperature, Tensor? temperature_tensor, "
+      "bool table_grad, bool categories_grad, bool temperature_grad) -> (Tensor, Tensor, Tensor)");
 
   library.def(
       "nt_xent_loss(Tensor first, Tensor second, float temperature, Tensor? temperature_tensor, str negatives, "

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from cmi_fast import reference
+from cmi_fast import _native, reference
 from cmi_fast.ops.autocast import autocast_enabled, cast_for_autocast, without_autocast
 from cmi_fast.ops.backend import choose_backend
 from cmi_fast.ops.checks import (
+    FLOATING,
     INTEGER,
     check_device,
     check_not_empty,
@@ -21,6 +23,7 @@ from cmi_fast.ops.checks import (
     check_views,
     values_can_be_read,
 )
+from cmi_fast.ops.register_operator import register_operator
 
 
 def item_soft_assignment_pool(
@@ -54,7 +57,7 @@ def item_soft_assignment_pool(
         views: bool [V, B, L] or [V, T], V <= 8: sub-sequences to pool beside each other, by membership (ANDed with the
             lengths). The assignment does not depend on the view and is computed once.
         sparse_grad: the table's gradient as a sparse COO tensor that holds the rows read, and no other. Eager only.
-        backend: ``"auto"`` or ``"reference"``; no kernel exists yet.
+        backend: ``"auto"``, ``"reference"`` or ``"cpu"``.
 
     Returns:
         Interests [B, m, d], or [V, B, m, d] with ``views``; the dtype of ``table``, under autocast the autocast type.
@@ -85,9 +88,50 @@ def item_soft_assignment_pool(
     number, tensor = check_temperature(temperature, categories)
     if sparse_grad and torch.compiler.is_compiling():
         raise ValueError("sparse_grad: expected False inside a compiled graph, which has no sparse gradients")
-    choose_backend(backend, "item_soft_assignment_pool", table)
-    with without_autocast(table.device):
-        temperature = number if tensor is None else tensor
-        return reference.item_soft_assignment_pool(
-            ids, table, categories, lengths, offsets, temperature, views, sparse_grad
-        )
+    mixed = table.dtype != categories.dtype and torch.float64 in (table.dtype, categories.dtype)
+    chosen = choose_backend(
+        backend,
+        "item_soft_assignment_pool",
+        table,
+        cpu=FLOATING,
+        unsupported="it has no kernel for float64 beside another dtype" if mixed else None,
+    )
+    if chosen == "reference":
+        with without_autocast(table.device):
+            temperature = number if tensor is None else tensor
+            return reference.item_soft_assignment_pool(
+                ids, table, categories, lengths, offsets, temperature, views, sparse_grad
+            )
+    ids, lengths, offsets = (None if x is None else x.to(torch.int64) for x in (ids, lengths, offsets))
+    if sparse_grad:
+        ids, table = _rows_read(ids, table, lengths)
+    return _item_soft_assignment_pool(ids, table, categories, lengths, offsets, views, number, tensor)
+
+
+def _rows_read(ids: Tensor, table: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The rows of ``table`` that are read, once each and with a sparse gradient to it, and the ids among them."""
+    inside = torch.ones_like(ids, dtype=torch.bool)
+    if lengths is not None:
+        inside = torch.arange(ids.shape[1]) < lengths[:, None]
+    distinct, place = ids[inside].unique(return_inverse=True)
+    return torch.zeros_like(ids).masked_scatter(inside, place), F.embedding(distinct, table, sparse=True)
+
+
+def _fake(
+    ids: Tensor,
+    table: Tensor,
+    categories: Tensor,
+    lengths: Tensor | None,
+    offsets: Tensor | None,
+    views: Tensor | None,
+    temperature: float,
+    temperature_tensor: Tensor | None,
+) -> Tensor:
+    batch = ids.shape[0] if offsets is None else offsets.shape[0] - 1
+    return categories.new_empty(*(() if views is None else views.shape[:1]), batch, *categories.shape)
+
+
+if _native.available:
+    _item_soft_assignment_pool = register_operator(
+        "cmi_fast", "item_soft_assignment_pool", fake=_fake, differentiable=(1, 2, 7)
+    )

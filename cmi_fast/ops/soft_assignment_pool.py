@@ -9,6 +9,7 @@ from cmi_fast import _native, reference
 from cmi_fast.ops.autocast import cast_for_autocast, without_autocast
 from cmi_fast.ops.backend import choose_backend
 from cmi_fast.ops.checks import (
+    FLOATING,
     check_same,
     check_sequences,
     check_shape,
@@ -46,7 +47,7 @@ def soft_assignment_pool(
         temperature: positive; a 0-d tensor gets its gradient.
         views: bool [V, B, L] or [V, T], V <= 8: sub-sequences to pool beside each other, by membership (ANDed with the
             lengths). The assignment does not depend on the view and is computed once.
-        backend: ``"auto"``, ``"reference"`` or ``"cpu"``. The CPU kernel takes float32 and float64, without views.
+        backend: ``"auto"``, ``"reference"`` or ``"cpu"``.
 
     Returns:
         Interests [B, m, d], or [V, B, m, d] with ``views``; the dtype of ``items``. An empty sequence gives zeros. A
@@ -67,20 +68,14 @@ def soft_assignment_pool(
     check_sequences("items", items, lengths, offsets)
     check_views(views, items.shape[:-1])
     number, tensor = check_temperature(temperature, items)
-    chosen = choose_backend(
-        backend,
-        "soft_assignment_pool",
-        items,
-        cpu=(torch.float32, torch.float64),
-        unsupported=None if views is None else "it has no kernel for views",
-    )
+    chosen = choose_backend(backend, "soft_assignment_pool", items, cpu=FLOATING)
     if chosen == "reference":
         with without_autocast(items.device):
             temperature = number if tensor is None else tensor
             return reference.soft_assignment_pool(items, categories, lengths, offsets, temperature, views)
     lengths = None if lengths is None else lengths.to(torch.int64)
     offsets = None if offsets is None else offsets.to(torch.int64)
-    return _soft_assignment_pool(items, categories, lengths, offsets, number, tensor)
+    return _soft_assignment_pool(items, categories, lengths, offsets, views, number, tensor)
 
 
 def _fake(
@@ -88,12 +83,13 @@ def _fake(
     categories: Tensor,
     lengths: Tensor | None,
     offsets: Tensor | None,
+    views: Tensor | None,
     temperature: float,
     temperature_tensor: Tensor | None,
 ) -> Tensor:
     batch = items.shape[0] if offsets is None else offsets.shape[0] - 1
-    return items.new_empty(batch, *categories.shape)
+    return items.new_empty(*(() if views is None else views.shape[:1]), batch, *categories.shape)
 
 
 if _native.available:
-    _soft_assignment_pool = register_operator("cmi_fast", "soft_assignment_pool", fake=_fake, differentiable=(0, 1, 5))
+    _soft_assignment_pool = register_operator("cmi_fast", "soft_assignment_pool", fake=_fake, differentiable=(0, 1, 6))

@@ -10,6 +10,7 @@
 #include <cmath>
 #include <optional>
 
+#include "cpu/kernels/element.h"
 #include "cpu/kernels/half.h"
 #include "cpu/kernels/sequences.h"
 
@@ -54,6 +55,16 @@ const T* data(const Tensor& tensor) {
 template <class T>
 T* mutable_data(const Tensor& tensor) {
   return static_cast<T*>(tensor.mutable_data_ptr());
+}
+
+// What the tensor's elements are to a kernel that computes in T.
+template <class T>
+Element element(const Tensor& tensor) {
+  const ScalarType type = tensor.scalar_type();
+  if (type == SCALAR_TYPE<T>) return Element::computed;
+  STD_TORCH_CHECK(SCALAR_TYPE<T> == ScalarType::Float && (type == ScalarType::BFloat16 || type == ScalarType::Half),
+                  "tensors must share one floating dtype, or be float32 and a half type");
+  return type == ScalarType::BFloat16 ? Element::bfloat16 : Element::float16;
 }
 
 inline Tensor contiguous_index(const Tensor& index, const char* name, int64_t size) {

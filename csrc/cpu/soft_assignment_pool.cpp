@@ -1,17 +1,23 @@
+// Both poolings: soft_assignment_pool of item vectors, item_soft_assignment_pool of the rows of a table.
 #include "cpu/kernels/soft_assignment_pool.h"
 
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
 #include "cpu/checks.h"
+#include "cpu/kernels/table_gradient.h"
 #include "cpu/level.h"
 #include "cpu/partition.h"
+#include "cpu/sorted_ids.h"
 
 namespace cmi_fast {
 
 CMI_FAST_DECLARE_KERNEL(SoftAssignmentPoolKernels, soft_assignment_pool)
+CMI_FAST_DECLARE_KERNEL(TableGradientKernels, table_gradient)
 
 namespace {
+
+using OptionalTensor = std::optional<Tensor>;
 
 template <class T>
 const SoftAssignmentPoolKernel<T>& kernel() {
@@ -22,46 +28,126 @@ const SoftAssignmentPoolKernel<T>& kernel() {
     return kernels.float64;
 }
 
-// The arguments of one call, checked and contiguous, with what threads share.
+template <class T>
+void run_table_gradient(const TableGradient<T>& gradient, int64_t begin, int64_t end) {
+  const TableGradientKernels& kernels = CMI_FAST_KERNEL(TableGradientKernels, table_gradient);
+  if constexpr (std::is_same_v<T, float>)
+    kernels.float32(gradient, begin, end);
+  else
+    kernels.float64(gradient, begin, end);
+}
+
+// Ids [B, L] or [T] and views [V, B, L] or [V, T] are given or not; items are [B, L, d] or [T, d], or the table.
+struct Arguments {
+  Tensor items, categories;
+  OptionalTensor ids, views, lengths, offsets;
+  double temperature;
+  OptionalTensor temperature_tensor;
+};
+
+// The arguments of one call, checked and contiguous, with what threads share. T is what is computed in.
 template <class T>
 struct Call {
   const SoftAssignmentPoolKernel<T>& kernel = cmi_fast::kernel<T>();
-  Tensor items, categories, index, packed;
+  Tensor items, categories, index, ids, views, packed;
   SoftAssignmentPool<T> problem;
   std::vector<int64_t> boundaries;
   int64_t parts, workers, workspace_stride;
   Tensor workspace;
 
-  Call(const Tensor& items_, const Tensor& categories_, const std::optional<Tensor>& lengths,
-       const std::optional<Tensor>& offsets, double temperature, const std::optional<Tensor>& temperature_tensor) {
-    const bool jagged = offsets.has_value();
-    STD_TORCH_CHECK(items_.dim() == (jagged ? 2 : 3), "items must be [B, L, d], or [T, d] with offsets");
-    STD_TORCH_CHECK(!jagged || offsets->numel() > 0, "offsets must be [B + 1]");
-    STD_TORCH_CHECK(!(jagged && lengths), "give lengths or offsets, not both");
-    STD_TORCH_CHECK(categories_.dim() == 2 && categories_.size(1) == items_.size(-1) && categories_.size(1) > 0 &&
-                        categories_.size(0) > 0 && categories_.scalar_type() == SCALAR_TYPE<T>,
-                    "categories must be [m, d] with the items' d and dtype");
-    items = torch::stable::contiguous(items_);
-    categories = torch::stable::contiguous(categories_);
-    const int64_t batch = jagged ? offsets->numel() - 1 : items.size(0), m = categories.size(0), d = items.size(-1);
-    Sequences sequences{batch, jagged ? 0 : items.size(1), nullptr, nullptr};
-    if (jagged) {
-      index = contiguous_index(*offsets, "offsets", batch + 1);
-      sequences.offsets = data<int64_t>(index);
-    } else if (lengths) {
-      index = contiguous_index(*lengths, "lengths", batch);
-      sequences.lengths = data<int64_t>(index);
-    }
-    check_sequences(sequences, items.numel() / d);
-    packed = torch::stable::new_empty(items, {kernel.packed_size(m, d)});
-    kernel.pack_categories(data<T>(categories), m, d, mutable_data<T>(packed));
-    problem = {sequences,      data<T>(items), m, d, T(1 / temperature_value<T>(temperature, temperature_tensor)),
-               data<T>(packed)};
+  explicit Call(const Arguments& given) {
+    check_shapes(given);
+    items = torch::stable::contiguous(given.items);
+    categories = torch::stable::contiguous(given.categories);
+    const int64_t m = categories.size(0), d = categories.size(1);
+    const Sequences sequences = read_sequences(given);
+    const int64_t rows = given.ids ? given.ids->numel() : items.numel() / d;
+    check_sequences(sequences, rows);
+    problem = {sequences,
+               {items.const_data_ptr(), element<T>(items)},
+               nullptr,
+               nullptr,
+               1,
+               rows,
+               m,
+               d,
+               element<T>(categories),
+               T(1 / temperature_value<T>(given.temperature, given.temperature_tensor)),
+               nullptr};
+    if (given.ids) read_ids(*given.ids);
+    if (given.views) read_views(*given.views);
+    packed = new_tensor(kernel.packed_size(m, d));
+    kernel.pack_categories({categories.const_data_ptr(), problem.pooled}, m, d, mutable_data<T>(packed));
+    problem.packed = data<T>(packed);
     boundaries = partition(sequences);
     parts = boundaries.size() - 1;
     workers = std::min<int64_t>(parts, torch::stable::get_num_threads());
-    workspace_stride = (kernel.workspace_size(m, d) + 15) / 16 * 16;  // whole cache lines: no false sharing
-    workspace = torch::stable::new_empty(items, {workers * workspace_stride});
+    workspace_stride = (kernel.workspace_size(m, d, problem.view_count) + 15) / 16 * 16;  // no false sharing
+    workspace = new_tensor(workers * workspace_stride);
+  }
+
+  Tensor new_tensor(int64_t size) const { return torch::stable::new_empty(items, {size}, SCALAR_TYPE<T>); }
+
+  static void check_shapes(const Arguments& given) {
+    const Tensor& rows = given.ids ? *given.ids : given.items;
+    const int64_t width = given.ids ? 0 : 1;  // dimensions beyond those of the sequences
+    STD_TORCH_CHECK(
+        rows.dim() == (given.offsets ? 1 : 2) + width,
+        given.ids ? "ids must be [B, L], or [T] with offsets" : "items must be [B, L, d], or [T, d] with offsets");
+    STD_TORCH_CHECK(!given.offsets || given.offsets->numel() > 0, "offsets must be [B + 1]");
+    STD_TORCH_CHECK(!(given.offsets && given.lengths), "give lengths or offsets, not both");
+    STD_TORCH_CHECK(!given.ids || given.items.dim() == 2, "table must be [V, d]");
+    STD_TORCH_CHECK(
+        given.categories.dim() == 2 && given.categories.size(1) == given.items.size(-1) && given.categories.numel() > 0,
+        "categories must be [m, d] with the items' d");
+  }
+
+  Sequences read_sequences(const Arguments& given) {
+    const Tensor& rows = given.ids ? *given.ids : given.items;
+    const int64_t batch = given.offsets ? given.offsets->numel() - 1 : rows.size(0);
+    Sequences sequences{batch, given.offsets ? 0 : rows.size(1), nullptr, nullptr};
+    if (given.offsets) {
+      index = contiguous_index(*given.offsets, "offsets", batch + 1);
+      sequences.offsets = data<int64_t>(index);
+    } else if (given.lengths) {
+      index = contiguous_index(*given.lengths, "lengths", batch);
+      sequences.lengths = data<int64_t>(index);
+    }
+    return sequences;
+  }
+
+  void read_ids(const Tensor& given) {
+    STD_TORCH_CHECK(given.scalar_type() == ScalarType::Long && given.is_cpu(), "ids must be int64 on the CPU");
+    ids = torch::stable::contiguous(given);
+    problem.ids = data<int64_t>(ids);
+    const Sequences& sequences = problem.sequences;
+    const int64_t table_rows = items.size(0);
+    for (int64_t b = 0; b < sequences.batch; ++b)
+      for (int64_t row = sequences.first(b), end = row + sequences.length(b); row < end; ++row)
+        STD_TORCH_CHECK(problem.ids[row] >= 0 && problem.ids[row] < table_rows, "ids: expected a value in [0, ",
+                        table_rows, "), found ", problem.ids[row], " in sequence ", b);
+  }
+
+  void read_views(const Tensor& given) {
+    STD_TORCH_CHECK(given.scalar_type() == ScalarType::Bool && given.is_cpu() && given.dim() > 1 &&
+                        given.size(0) >= 1 && given.size(0) <= 8 && given.numel() == given.size(0) * problem.rows,
+                    "views must be bool [V, B, L] or [V, T] on the CPU, V <= 8");
+    views = torch::stable::contiguous(given);
+    problem.views = data<bool>(views);
+    problem.view_count = views.size(0);
+  }
+
+  bool in_a_view(int64_t row) const {
+    bool any = !problem.views;
+    for (int64_t view = 0; problem.views && view < problem.view_count; ++view)
+      any = any || problem.views[view * problem.rows + row];
+    return any;
+  }
+
+  std::vector<int64_t> pooled_shape() const {
+    std::vector<int64_t> shape{problem.sequences.batch, problem.categories, problem.d};
+    if (problem.views) shape.insert(shape.begin(), problem.view_count);
+    return shape;
   }
 
   template <class Run>
@@ -74,19 +160,19 @@ struct Call {
 
 template <class T>
 Tensor forward(const Call<T>& call) {
-  const auto& p = call.problem;
-  Tensor pooled = torch::stable::new_empty(call.items, {p.sequences.batch, p.categories, p.d});
+  Tensor pooled = torch::stable::new_empty(call.categories, call.pooled_shape());
   call.parallel([&](int64_t, int64_t begin, int64_t end, T* workspace) {
-    call.kernel.forward(p, begin, end, mutable_data<T>(pooled), workspace);
+    call.kernel.forward(call.problem, begin, end, pooled.mutable_data_ptr(), workspace);
   });
   return pooled;
 }
 
-// More than the caches hold until somebody reads it, and rows that are whole cache lines.
+// More than the caches hold until somebody reads it, and rows that are whole cache lines of what is computed.
+template <class T>
 bool worth_streaming(const Tensor& rows) {
   constexpr int64_t CACHED_BYTES = 4 << 20, CACHE_LINE = 64;
-  const int64_t row_bytes = rows.size(-1) * rows.element_size();
-  return rows.numel() * rows.element_size() > CACHED_BYTES && row_bytes % CACHE_LINE == 0 &&
+  return rows.scalar_type() == SCALAR_TYPE<T> && rows.numel() * sizeof(T) > CACHED_BYTES &&
+         rows.size(-1) * sizeof(T) % CACHE_LINE == 0 &&
          reinterpret_cast<uintptr_t>(rows.const_data_ptr()) % CACHE_LINE == 0;
 }
 
@@ -95,26 +181,32 @@ void add(const T* from, int64_t count, T* to) {
   for (int64_t i = 0; i < count; ++i) to[i] += from[i];
 }
 
+// Fills the gradient of the items, or of the rows read from the table in the order of their ids, and returns those of
+// categories and temperature; empty where not wanted.
 template <class T>
-std::tuple<Tensor, Tensor, Tensor> backward(const Call<T>& call, const Tensor& pooled_grad_, bool items_grad,
-                                            bool categories_grad, bool temperature_grad) {
+std::pair<Tensor, Tensor> backward(const Call<T>& call, const Tensor& pooled_grad_, const Tensor& items,
+                                   const int64_t* place, bool categories_grad, bool temperature_grad) {
   const auto& p = call.problem;
   const int64_t size = p.categories * p.d;
-  STD_TORCH_CHECK(pooled_grad_.numel() == p.sequences.batch * size && pooled_grad_.scalar_type() == SCALAR_TYPE<T>,
-                  "the gradient must be [B, m, d] of the items' dtype");
+  STD_TORCH_CHECK(pooled_grad_.numel() == p.view_count * p.sequences.batch * size &&
+                      pooled_grad_.scalar_type() == call.categories.scalar_type(),
+                  "the gradient must be [B, m, d] or [V, B, m, d], of the interests' dtype");
   const Tensor pooled_grad = torch::stable::contiguous(pooled_grad_);
-  const Tensor none = torch::stable::new_empty(call.items, {0});
-  const Tensor items = items_grad ? torch::stable::empty_like(call.items) : none;
-  const Tensor categories = categories_grad ? torch::stable::empty_like(call.categories) : none;
-  const Tensor temperature = temperature_grad ? torch::stable::new_empty(call.items, {}) : none;
-  const Tensor category_parts = torch::stable::new_empty(call.items, {categories_grad ? call.parts * size : 0});
-  const Tensor temperature_parts = torch::stable::new_empty(call.items, {temperature_grad ? call.parts : 0});
+  const Tensor categories = torch::stable::new_empty(call.categories, {categories_grad ? p.categories : 0, p.d});
+  const Tensor temperature = call.new_tensor(temperature_grad);
+  const Tensor category_parts = call.new_tensor(categories_grad ? call.parts * size : 0);
+  const Tensor temperature_parts = call.new_tensor(temperature_grad ? call.parts : 0);
   T* const category_sums = mutable_data<T>(category_parts);
   T* const temperature_sums = mutable_data<T>(temperature_parts);
-  const bool stream = items_grad && worth_streaming(items);
+  const bool items_grad = items.numel() > 0;
+  const MutableRows item_rows{items_grad ? items.mutable_data_ptr() : nullptr, element<T>(items)};
+  const bool stream = items_grad && worth_streaming<T>(items);
   call.parallel([&](int64_t part, int64_t begin, int64_t end, T* workspace) {
-    const SoftAssignmentPoolGradients<T> gradients{data<T>(pooled_grad), items_grad ? mutable_data<T>(items) : nullptr,
-                                                   stream, categories_grad ? category_sums + part * size : nullptr,
+    const SoftAssignmentPoolGradients<T> gradients{pooled_grad.const_data_ptr(),
+                                                   item_rows,
+                                                   place,
+                                                   stream,
+                                                   categories_grad ? category_sums + part * size : nullptr,
                                                    temperature_grad ? temperature_sums + part : nullptr};
     call.kernel.backward(p, begin, end, gradients, workspace);
   });
@@ -122,48 +214,94 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Call<T>& call, const Tensor& p
     if (categories_grad) add(category_sums + part * size, size, category_sums);
     if (temperature_grad) add(temperature_sums + part, 1, temperature_sums);
   }
-  if (categories_grad) call.kernel.unpack_category_gradient(p, category_sums, mutable_data<T>(categories));
+  if (categories_grad) call.kernel.unpack_category_gradient(p, category_sums, categories.mutable_data_ptr());
   if (temperature_grad) *mutable_data<T>(temperature) = *temperature_sums;
-  return {items, categories, temperature};
+  return {categories, temperature_grad ? torch::stable::reshape(temperature, {}) : temperature};
 }
 
-template <class Run>
-auto dispatch(const Tensor& items, const Run& run) {
-  switch (items.scalar_type()) {
-    case ScalarType::Float:
-      return run(float());
-    case ScalarType::Double:
-      return run(double());
-    default:
-      STD_TORCH_CHECK(false, "items must be float32 or float64");
-  }
-}
-
-}  // namespace
-
-Tensor soft_assignment_pool(Tensor items, Tensor categories, std::optional<Tensor> lengths,
-                            std::optional<Tensor> offsets, double temperature,
-                            std::optional<Tensor> temperature_tensor) {
-  return dispatch(items, [&](auto type) {
-    return forward(Call<decltype(type)>(items, categories, lengths, offsets, temperature, temperature_tensor));
+template <class T>
+void sum_into_table(const Tensor& rows, const std::vector<int64_t>& ids, const Tensor& table) {
+  const TableGradient<T> gradient{data<T>(rows),
+                                  ids.data(),
+                                  int64_t(ids.size()),
+                                  table.size(1),
+                                  {table.mutable_data_ptr(), element<T>(table)},
+                                  worth_streaming<T>(table)};
+  constexpr int64_t PART = 1024;  // rows of the table
+  const int64_t count = table.size(0), parts = (count + PART - 1) / PART;
+  parallel_for_parts(parts, std::min<int64_t>(parts, torch::stable::get_num_threads()), [&](int64_t part, int64_t) {
+    run_table_gradient(gradient, part * PART, std::min(count, (part + 1) * PART));
   });
 }
 
-std::tuple<Tensor, Tensor, Tensor> soft_assignment_pool_backward(Tensor pooled_grad, Tensor items, Tensor categories,
-                                                                 std::optional<Tensor> lengths,
-                                                                 std::optional<Tensor> offsets, double temperature,
-                                                                 std::optional<Tensor> temperature_tensor,
-                                                                 bool items_grad, bool categories_grad,
-                                                                 bool temperature_grad) {
-  return dispatch(items, [&](auto type) {
-    const Call<decltype(type)> call(items, categories, lengths, offsets, temperature, temperature_tensor);
-    return backward(call, pooled_grad, items_grad, categories_grad, temperature_grad);
+// Calls run(T()) for the type T that these items are computed in.
+template <class Run>
+auto dispatch_computed(const Tensor& items, const char* name, const Run& run) {
+  return dispatch(items, name, [&](auto type) { return run(Compute<decltype(type)>()); });
+}
+
+using Gradients = std::tuple<Tensor, Tensor, Tensor>;
+
+}  // namespace
+
+Tensor soft_assignment_pool(Tensor items, Tensor categories, OptionalTensor lengths, OptionalTensor offsets,
+                            OptionalTensor views, double temperature, OptionalTensor temperature_tensor) {
+  return dispatch_computed(items, "items", [&](auto type) {
+    using T = decltype(type);
+    return forward(Call<T>({items, categories, {}, views, lengths, offsets, temperature, temperature_tensor}));
+  });
+}
+
+Gradients soft_assignment_pool_backward(Tensor pooled_grad, Tensor items, Tensor categories, OptionalTensor lengths,
+                                        OptionalTensor offsets, OptionalTensor views, double temperature,
+                                        OptionalTensor temperature_tensor, bool items_grad, bool categories_grad,
+                                        bool temperature_grad) {
+  return dispatch_computed(items, "items", [&](auto type) -> Gradients {
+    using T = decltype(type);
+    const Call<T> call({items, categories, {}, views, lengths, offsets, temperature, temperature_tensor});
+    const Tensor gradient = items_grad ? torch::stable::empty_like(call.items) : torch::stable::new_empty(items, {0});
+    const auto [c, t] = backward(call, pooled_grad, gradient, nullptr, categories_grad, temperature_grad);
+    return {gradient, c, t};
+  });
+}
+
+Tensor item_soft_assignment_pool(Tensor ids, Tensor table, Tensor categories, OptionalTensor lengths,
+                                 OptionalTensor offsets, OptionalTensor views, double temperature,
+                                 OptionalTensor temperature_tensor) {
+  return dispatch_computed(table, "table", [&](auto type) {
+    using T = decltype(type);
+    return forward(Call<T>({table, categories, ids, views, lengths, offsets, temperature, temperature_tensor}));
+  });
+}
+
+Gradients item_soft_assignment_pool_backward(Tensor pooled_grad, Tensor ids, Tensor table, Tensor categories,
+                                             OptionalTensor lengths, OptionalTensor offsets, OptionalTensor views,
+                                             double temperature, OptionalTensor temperature_tensor, bool table_grad,
+                                             bool categories_grad, bool temperature_grad) {
+  return dispatch_computed(table, "table", [&](auto type) -> Gradients {
+    using T = decltype(type);
+    const Call<T> call({table, categories, ids, views, lengths, offsets, temperature, temperature_tensor});
+    const auto& p = call.problem;
+    if (!table_grad) {
+      const Tensor none = call.new_tensor(0);
+      const auto [c, t] = backward(call, pooled_grad, none, nullptr, categories_grad, temperature_grad);
+      return {torch::stable::new_empty(table, {0}), c, t};
+    }
+    const SortedIds sorted =
+        sorted_ids(p.sequences, p.ids, p.rows, table.size(0), [&](int64_t row) { return call.in_a_view(row); });
+    const Tensor rows = torch::stable::new_empty(call.items, {int64_t(sorted.ids.size()), p.d}, SCALAR_TYPE<T>);
+    const auto [c, t] = backward(call, pooled_grad, rows, sorted.place.data(), categories_grad, temperature_grad);
+    const Tensor gradient = torch::stable::empty_like(call.items);
+    sum_into_table<T>(rows, sorted.ids, gradient);
+    return {gradient, c, t};
   });
 }
 
 STABLE_TORCH_LIBRARY_IMPL(cmi_fast, CPU, library) {
   library.impl("soft_assignment_pool", TORCH_BOX(&soft_assignment_pool));
   library.impl("soft_assignment_pool_backward", TORCH_BOX(&soft_assignment_pool_backward));
+  library.impl("item_soft_assignment_pool", TORCH_BOX(&item_soft_assignment_pool));
+  library.impl("item_soft_assignment_pool_backward", TORCH_BOX(&item_soft_assignment_pool_backward));
 }
 
 }  // namespace cmi_fast

@@ -54,7 +54,7 @@ struct Loops {
       for (int64_t i = first; i < smaller(first + TILE, n); ++i) {
         const T* from = i < p.pairs ? p.first + i * d : p.second + (i - p.pairs) * d;
         if (p.normalize)
-          unit_rows(from, 1, d, wide, row(p, i), p.inverse + i);
+          unit_row(from, d, wide, row(p, i), p.inverse + i);
         else
           copy(from, d, row(p, i));
       }

@@ -1,4 +1,6 @@
-// Eq. 1-3 in one pass over the items, a block of rows at a time; at the usual sizes all of a block stays in L1.
+// Eq. 1-3 in one pass over the items, a block of rows at a time; at the usual sizes all of a block stays in L1. An
+// item's assignment does not depend on the view, so items are grouped by the views that hold them: each item is
+// assigned once, each group pooled once, and a view is the sum of its groups.
 //
 // With unit rows v_i, unit categories c_k and scores s_ik = v_i . c_k the assignment is p_i = softmax(s_i / t) and the
 // interest u_k = sum_i p_ik v_i. Given the cotangent U_k of u_k, with a_ik = v_i . U_k,
@@ -8,7 +10,9 @@
 #include "cpu/kernels/soft_assignment_pool.h"
 
 #include "cpu/kernels/product.h"
+#include "cpu/kernels/rows.h"
 #include "cpu/kernels/unit_rows.h"
+#include "cpu/kernels/view_groups.h"
 
 namespace cmi_fast {
 namespace {
@@ -25,6 +29,8 @@ constexpr int CATEGORY_VECTORS = REGISTERS == 32 ? 4 : 2;
 
 template <class T>
 struct Loops {
+  using Problem = SoftAssignmentPool<T>;
+  using Gradients = SoftAssignmentPoolGradients<T>;
   using Narrow = Vector<T, NARROW>;
   using Wide = Vector<T, WIDE>;
   static constexpr int LANES = VectorOf<T, NARROW>::LANES;
@@ -55,11 +61,14 @@ struct Loops {
     return 2 * shape.m * shape.d + 2 * shape.m;
   }
 
-  static void pack_categories(const T* categories, int64_t m, int64_t dim, T* memory) {
+  static void pack_categories(ConstRows categories, int64_t m, int64_t dim, T* memory) {
     const Shape shape(m, dim);
     const Packed packed(shape, memory);
     set_zero(memory, packed_size(m, dim));
-    unit_rows(categories, m, dim, shape.d, packed.rows, packed.inverse);
+    for (int64_t k = 0; k < m; ++k) {
+      const T* row = read_row(categories, k, dim, packed.transposed);  // not filled yet: a buffer
+      unit_row(row, dim, shape.d, packed.rows + k * shape.d, packed.inverse + k);
+    }
     for (int64_t k = m; k < shape.m; ++k) packed.padding[k] = LOWEST;
     for (int64_t k = 0; k < m; ++k)
       for (int64_t j = 0; j < dim; ++j) packed.transposed[j * shape.m + k] = packed.rows[k * shape.d + j];
@@ -67,39 +76,49 @@ struct Loops {
 
   // Workspace of one thread: unit rows, item gradients [BLOCK, d]; 1 / |row| and v . dv [BLOCK]; scores and
   // assignment (backward: two of each, side by side) [BLOCK, 2m]; the rows [2m, d] that these multiply and their
-  // transpose [d, 2m]; sums over items [m, d].
+  // transpose [d, 2m]; sums over items [m, d]; the interests of a sequence [view_count, m, d].
   struct Workspace {
-    T *unit, *item_gradient, *inverse, *radial, *scores, *weights, *rows, *transposed, *sum;
+    T *unit, *item_gradient, *inverse, *radial, *scores, *weights, *rows, *transposed, *sum, *pooled;
 
     Workspace(const Shape& shape, T* memory) {
       const int64_t m = shape.m, d = shape.d;
-      const int64_t sizes[] = {BLOCK * d, BLOCK * d, BLOCK, BLOCK, BLOCK * 2 * m, BLOCK * 2 * m, 2 * m * d, 2 * m * d};
-      T** const buffers[] = {&unit, &item_gradient, &inverse, &radial, &scores, &weights, &rows, &transposed};
-      for (int i = 0; i < 8; ++i) {
+      const int64_t sizes[] = {BLOCK * d,     BLOCK * d, BLOCK,     BLOCK, BLOCK * 2 * m,
+                               BLOCK * 2 * m, 2 * m * d, 2 * m * d, m * d};
+      T** const buffers[] = {&unit, &item_gradient, &inverse, &radial, &scores, &weights, &rows, &transposed, &sum};
+      for (int i = 0; i < 9; ++i) {
         *buffers[i] = memory;
         memory += sizes[i];
       }
-      sum = memory;
+      pooled = memory;
     }
   };
 
-  static int64_t workspace_size(int64_t categories, int64_t dim) {
+  static int64_t workspace_size(int64_t categories, int64_t dim, int64_t view_count) {
     const Shape shape(categories, dim);
-    return 2 * BLOCK * (shape.d + 1) + 4 * BLOCK * shape.m + 5 * shape.m * shape.d;
+    return 2 * BLOCK * (shape.d + 1) + 4 * BLOCK * shape.m + (5 + view_count) * shape.m * shape.d;
   }
 
-  // Unit rows of the items first .. first + count; returns the rows of the block, padded for the product tiles.
-  static int64_t load_block(const SoftAssignmentPool<T>& p, const Shape& shape, int64_t first, int64_t count,
+  // Unit rows of `count` items; returns the rows of the block, padded for the product tiles.
+  static int64_t load_block(const Problem& p, const Shape& shape, const int64_t* rows, int64_t count,
                             const Workspace& w) {
-    const int64_t rows = round_up(count, SCORE_ROWS);
-    unit_rows(p.items + first * p.d, count, p.d, shape.d, w.unit, w.inverse);
-    set_zero(w.unit + count * shape.d, (rows - count) * shape.d);  // the tiles read them; nobody reads what comes out
-    return rows;
+    const T* items[BLOCK];
+    for (int64_t i = 0; i < count; ++i) {
+      T* const buffer = w.item_gradient + i * shape.d;  // nothing there yet
+      items[i] = read_row(p.items, p.ids ? p.ids[rows[i]] : rows[i], p.d, buffer);
+      if (p.pooled == Element::computed || p.pooled == p.items.element) continue;
+      if (items[i] != buffer) copy(items[i], p.d, buffer);
+      round_row(p.pooled, p.d, buffer);
+      items[i] = buffer;
+    }
+    unit_rows([&](int64_t i) { return items[i]; }, count, p.d, shape.d, w.unit, w.inverse);
+    const int64_t padded = round_up(count, SCORE_ROWS);
+    set_zero(w.unit + count * shape.d, (padded - count) * shape.d);  // tiles read them; nobody reads what comes out
+    return padded;
   }
 
   // weights [count, m] = softmax(scores / t), 0 in the padding. Rows are `stride` apart. Stage by stage over the block:
   // the items' chains of dependent instructions then overlap.
-  static void softmax(const SoftAssignmentPool<T>& p, const Shape& shape, int64_t count, const T* scores, T* weights,
+  static void softmax(const Problem& p, const Shape& shape, int64_t count, const T* scores, T* weights,
                       int64_t stride) {
     const T* padding = Packed(shape, p.packed).padding;
     const int64_t m = shape.m;
@@ -127,39 +146,52 @@ struct Loops {
     }
   }
 
-  static void forward(const SoftAssignmentPool<T>& p, int64_t begin, int64_t end, T* pooled, T* memory) {
+  static void forward(const Problem& p, int64_t begin, int64_t end, void* pooled, T* memory) {
     const Shape shape(p.categories, p.d);
     const Workspace w(shape, memory);
+    const int64_t m = shape.m, d = shape.d;
     const T* transposed = Packed(shape, p.packed).transposed;
+    const MutableRows out{pooled, p.pooled};
     for (int64_t b = begin; b < end; ++b) {
-      const int64_t first = p.sequences.first(b), length = p.sequences.length(b);
-      set_zero(w.sum, shape.m * shape.d);
-      for (int64_t start = 0; start < length; start += BLOCK) {
-        const int64_t count = length - start < BLOCK ? length - start : BLOCK;
-        const int64_t rows = load_block(p, shape, first + start, count, w);
-        product<Narrow, SCORE_ROWS, SCORE_VECTORS>(rows, shape.m, shape.d, Scalars<T>{w.unit, shape.d, 1}, transposed,
-                                                   shape.m, w.scores, shape.m, false);
-        softmax(p, shape, count, w.scores, w.weights, shape.m);
-        product<Wide, CATEGORY_ROWS, CATEGORY_VECTORS>(shape.m, shape.d, count, Scalars<T>{w.weights, 1, shape.m},
-                                                       w.unit, shape.d, w.sum, shape.d, true);
-      }
-      for (int64_t k = 0; k < p.categories; ++k) copy(w.sum + k * shape.d, p.d, pooled + (b * p.categories + k) * p.d);
+      set_zero(w.pooled, p.view_count * m * d);
+      for_each_group(p, b, [&](ViewSet views, const int64_t* rows, int64_t length) {
+        if (!views) return;
+        set_zero(w.sum, m * d);
+        for (int64_t start = 0; start < length; start += BLOCK) {
+          const int64_t count = length - start < BLOCK ? length - start : BLOCK;
+          const int64_t padded = load_block(p, shape, rows + start, count, w);
+          product<Narrow, SCORE_ROWS, SCORE_VECTORS>(padded, m, d, Scalars<T>{w.unit, d, 1}, transposed, m, w.scores, m,
+                                                     false);
+          softmax(p, shape, count, w.scores, w.weights, m);
+          product<Wide, CATEGORY_ROWS, CATEGORY_VECTORS>(m, d, count, Scalars<T>{w.weights, 1, m}, w.unit, d, w.sum, d,
+                                                         true);
+        }
+        for_each_view(views, [&](int64_t view) { add(w.sum, m * d, w.pooled + view * m * d); });
+      });
+      for (int64_t view = 0; view < p.view_count; ++view)
+        for (int64_t k = 0; k < p.categories; ++k)
+          write_row(w.pooled + (view * m + k) * d, (view * p.sequences.batch + b) * p.categories + k, p.d, out);
     }
   }
 
-  // The cotangent of one sequence beside the categories: rows [U; C] and columns [U | C], zero-padded.
-  static void load_cotangent(const SoftAssignmentPool<T>& p, const Shape& shape, const T* cotangent,
+  // The cotangent of a group beside the categories: rows [U; C] and columns [U | C], zero-padded.
+  static void load_cotangent(const Problem& p, const Shape& shape, const void* cotangent, int64_t b, ViewSet views,
                              const Workspace& w) {
-    const int64_t d = p.d, stride = 2 * shape.m;
-    for (int64_t k = 0; k < p.categories; ++k) {
-      copy(cotangent + k * d, d, w.rows + k * shape.d);
-      for (int64_t j = 0; j < d; ++j) w.transposed[j * stride + k] = cotangent[k * d + j];
-    }
+    const int64_t stride = 2 * shape.m;
+    const ConstRows from{cotangent, p.pooled};
+    set_zero(w.rows, shape.m * shape.d);
+    for_each_view(views, [&](int64_t view) {
+      for (int64_t k = 0; k < p.categories; ++k)
+        add(read_row(from, (view * p.sequences.batch + b) * p.categories + k, p.d, w.item_gradient), p.d,
+            w.rows + k * shape.d);
+    });
+    for (int64_t k = 0; k < p.categories; ++k)
+      for (int64_t j = 0; j < p.d; ++j) w.transposed[j * stride + k] = w.rows[k * shape.d + j];
   }
 
   // From scores [count, a | s] of a block to the weights [count, p | ds] of its gradient. Fills w.radial with v . dv
   // and returns sum_ik ds_ik s_ik.
-  static double differentiate(const SoftAssignmentPool<T>& p, const Shape& shape, int64_t count, const Workspace& w) {
+  static double differentiate(const Problem& p, const Shape& shape, int64_t count, const Workspace& w) {
     const int64_t m = shape.m, stride = 2 * m;
     const T scale = p.inverse_temperature;
     softmax(p, shape, count, w.scores + m, w.weights, stride);
@@ -183,36 +215,39 @@ struct Loops {
     return tangential;
   }
 
-  static void store_item_gradient(const SoftAssignmentPool<T>& p, const Shape& shape, int64_t count, const Workspace& w,
-                                  T* gradient, bool stream) {
+  static void store_item_gradient(const Problem& p, const Shape& shape, const int64_t* rows, int64_t count,
+                                  const Workspace& w, const Gradients& gradients) {
+    const bool in_place = gradients.items.element == Element::computed;
     for (int64_t i = 0; i < count; ++i) {
-      const T *dv = w.item_gradient + i * shape.d, *v = w.unit + i * shape.d;
-      const T inverse = w.inverse[i], radial = w.radial[i];
-      T* const to = gradient + i * p.d;
-      const int64_t d = p.d;
-      if (stream) {
+      T* const dv = w.item_gradient + i * shape.d;
+      const T *v = w.unit + i * shape.d, inverse = w.inverse[i], radial = w.radial[i];
+      const int64_t place = gradients.place ? gradients.place[rows[i]] : rows[i], d = p.d;
+      T* const to = in_place ? static_cast<T*>(gradients.items.data) + place * d : dv;
+      if (gradients.stream) {
         for (int64_t j = 0; j < d; j += WIDE_LANES)
           store_streaming(to + j, (load<Wide>(dv + j) - load<Wide>(v + j) * radial) * inverse);
-      } else {
-#pragma omp simd
-        for (int64_t j = 0; j < d; ++j) to[j] = (dv[j] - v[j] * radial) * inverse;
+        continue;
       }
+#pragma omp simd
+      for (int64_t j = 0; j < d; ++j) to[j] = (dv[j] - v[j] * radial) * inverse;
+      if (!in_place) write_row(dv, place, d, gradients.items);
     }
   }
 
-  static void store_padding(T* to, int64_t count, bool stream) {
-    if (!stream) return set_zero(to, count);
-    for (int64_t j = 0; j < count; j += WIDE_LANES) store_streaming(to + j, Wide{});
+  static void clear_item_gradient(const Problem& p, int64_t row, int64_t count, const Gradients& gradients) {
+    const int64_t bytes = gradients.items.element == Element::computed ? sizeof(T) : 2;
+    char* const to = static_cast<char*>(gradients.items.data) + row * p.d * bytes;
+    if (!gradients.stream) return set_zero(to, count * p.d * bytes);
+    for (int64_t i = 0; i < count * p.d * bytes; i += WIDE) store_streaming(reinterpret_cast<T*>(to + i), Wide{});
   }
 
-  static void backward(const SoftAssignmentPool<T>& p, int64_t begin, int64_t end,
-                       const SoftAssignmentPoolGradients<T>& gradients, T* memory) {
+  static void backward(const Problem& p, int64_t begin, int64_t end, const Gradients& gradients, T* memory) {
     const Shape shape(p.categories, p.d);
     const Workspace w(shape, memory);
     const int64_t m = shape.m, d = shape.d;
     const Packed packed(shape, p.packed);
+    const bool every_row = gradients.items.data && !gradients.place;  // those of no view, and the padding
     set_zero(w.sum, m * d);
-    set_zero(w.rows, m * d);
     copy(packed.rows, m * d, w.rows + m * d);
     for (int64_t j = 0; j < d; ++j) {
       set_zero(w.transposed + j * 2 * m, m);
@@ -220,27 +255,30 @@ struct Loops {
     }
     double tangential = 0;  // one number for all items: wider than they are
     for (int64_t b = begin; b < end; ++b) {
-      const int64_t first = p.sequences.first(b), length = p.sequences.length(b);
-      load_cotangent(p, shape, gradients.pooled + b * p.categories * p.d, w);
-      for (int64_t start = 0; start < length; start += BLOCK) {
-        const int64_t count = length - start < BLOCK ? length - start : BLOCK;
-        const int64_t rows = load_block(p, shape, first + start, count, w);
-        product<Narrow, SCORE_ROWS, SCORE_VECTORS>(rows, 2 * m, d, Scalars<T>{w.unit, d, 1}, w.transposed, 2 * m,
-                                                   w.scores, 2 * m, false);
-        tangential += differentiate(p, shape, count, w);
-        if (gradients.categories)
-          product<Wide, CATEGORY_ROWS, CATEGORY_VECTORS>(m, d, count, Scalars<T>{w.weights + m, 1, 2 * m}, w.unit, d,
-                                                         w.sum, d, true);
-        if (gradients.items) {
-          product<Wide, ITEM_ROWS, ITEM_VECTORS>(rows, d, 2 * m, Scalars<T>{w.weights, 2 * m, 1}, w.rows, d,
-                                                 w.item_gradient, d, false);
-          store_item_gradient(p, shape, count, w, gradients.items + (first + start) * p.d, gradients.stream);
+      for_each_group(p, b, [&](ViewSet views, const int64_t* rows, int64_t length) {
+        if (!views) {
+          for (int64_t i = 0; every_row && i < length; ++i) clear_item_gradient(p, rows[i], 1, gradients);
+          return;
         }
-      }
-      if (gradients.items) {
-        const int64_t padding = p.sequences.rows(b) - length;
-        store_padding(gradients.items + (first + length) * p.d, padding * p.d, gradients.stream);
-      }
+        load_cotangent(p, shape, gradients.pooled, b, views, w);
+        for (int64_t start = 0; start < length; start += BLOCK) {
+          const int64_t count = length - start < BLOCK ? length - start : BLOCK;
+          const int64_t padded = load_block(p, shape, rows + start, count, w);
+          product<Narrow, SCORE_ROWS, SCORE_VECTORS>(padded, 2 * m, d, Scalars<T>{w.unit, d, 1}, w.transposed, 2 * m,
+                                                     w.scores, 2 * m, false);
+          tangential += differentiate(p, shape, count, w);
+          if (gradients.categories)
+            product<Wide, CATEGORY_ROWS, CATEGORY_VECTORS>(m, d, count, Scalars<T>{w.weights + m, 1, 2 * m}, w.unit, d,
+                                                           w.sum, d, true);
+          if (gradients.items.data) {
+            product<Wide, ITEM_ROWS, ITEM_VECTORS>(padded, d, 2 * m, Scalars<T>{w.weights, 2 * m, 1}, w.rows, d,
+                                                   w.item_gradient, d, false);
+            store_item_gradient(p, shape, rows + start, count, w, gradients);
+          }
+        }
+      });
+      const int64_t first = p.sequences.first(b), length = p.sequences.length(b);
+      if (every_row) clear_item_gradient(p, first + length, p.sequences.rows(b) - length, gradients);
     }
     finish_streaming();
     if (gradients.categories)
@@ -248,14 +286,16 @@ struct Loops {
     if (gradients.temperature) *gradients.temperature = T(-tangential * p.inverse_temperature);
   }
 
-  static void unpack_category_gradient(const SoftAssignmentPool<T>& p, const T* sum, T* gradient) {
+  static void unpack_category_gradient(const Problem& p, const T* sum, void* gradient) {
     const Shape shape(p.categories, p.d);
     const Packed packed(shape, p.packed);
+    T* const row = packed.transposed;  // read for the last time
     for (int64_t k = 0; k < p.categories; ++k) {
       const T *g = sum + k * p.d, *c = packed.rows + k * shape.d;
       T radial = 0;
       for (int64_t j = 0; j < p.d; ++j) radial += c[j] * g[j];
-      for (int64_t j = 0; j < p.d; ++j) gradient[k * p.d + j] = (g[j] - c[j] * radial) * packed.inverse[k];
+      for (int64_t j = 0; j < p.d; ++j) row[j] = (g[j] - c[j] * radial) * packed.inverse[k];
+      write_row(row, k, p.d, MutableRows{gradient, p.pooled});
     }
   }
 

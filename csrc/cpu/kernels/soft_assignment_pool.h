@@ -1,6 +1,7 @@
-// The interface between the operator (torch, threads, memory) and its torch-free loops, built once per ISA level.
+// The interface between the operators (torch, threads, memory) and their torch-free loops, built once per ISA level.
 #pragma once
 
+#include "cpu/kernels/element.h"
 #include "cpu/kernels/sequences.h"
 
 namespace cmi_fast {
@@ -8,32 +9,37 @@ namespace cmi_fast {
 template <class T>
 struct SoftAssignmentPool {
   Sequences sequences;
-  const T* items;         // [rows, d]
+  ConstRows items;     // [rows, d], or the table [V, d] that ids index
+  const int64_t* ids;  // [rows], or null: the items are the rows themselves
+  const bool* views;   // [view_count, rows], or null: one view that holds everything
+  int64_t view_count, rows;
   int64_t categories, d;  // m, d
+  Element pooled;         // of interests and categories, and what items are rounded to where it is narrower
   T inverse_temperature;
   const T* packed;  // unit categories, packed by pack_categories
 };
 
 template <class T>
 struct SoftAssignmentPoolGradients {
-  const T* pooled;  // [batch, m, d], the cotangent
-  T* items;         // [rows, d], or null: not wanted
-  bool stream;      // write them past the caches: a row is whole cache lines
-  T* categories;    // [m, d] partial sum of this call, with respect to the unit categories; or null
-  T* temperature;   // [1] partial sum of this call, or null
+  const void* pooled;    // [view_count, batch, m, d], the cotangent
+  MutableRows items;     // [rows, d], or data null: not wanted
+  const int64_t* place;  // the row of `items` that a row's gradient goes to, or null: its own
+  bool stream;           // write it past the caches: a row is whole cache lines
+  T* categories;         // [m, d] partial sum of this call, with respect to the unit categories; or null
+  T* temperature;        // [1] partial sum of this call, or null
 };
 
 template <class T>
 struct SoftAssignmentPoolKernel {
   int64_t (*packed_size)(int64_t categories, int64_t d);
-  int64_t (*workspace_size)(int64_t categories, int64_t d);
-  void (*pack_categories)(const T* categories, int64_t m, int64_t d, T* packed);
+  int64_t (*workspace_size)(int64_t categories, int64_t d, int64_t view_count);
+  void (*pack_categories)(ConstRows categories, int64_t m, int64_t d, T* packed);
   // Both take the sequences begin .. end. Partial sums are overwritten, not added to.
-  void (*forward)(const SoftAssignmentPool<T>& p, int64_t begin, int64_t end, T* pooled, T* workspace);
+  void (*forward)(const SoftAssignmentPool<T>& p, int64_t begin, int64_t end, void* pooled, T* workspace);
   void (*backward)(const SoftAssignmentPool<T>& p, int64_t begin, int64_t end,
                    const SoftAssignmentPoolGradients<T>& gradients, T* workspace);
   // Through the normalisation: gradient [m, d] = (g - c (c . g)) / |category|, for g the sum of all partial sums.
-  void (*unpack_category_gradient)(const SoftAssignmentPool<T>& p, const T* sum, T* gradient);
+  void (*unpack_category_gradient)(const SoftAssignmentPool<T>& p, const T* sum, void* gradient);
 };
 
 struct SoftAssignmentPoolKernels {

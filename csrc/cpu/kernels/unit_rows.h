@@ -44,34 +44,39 @@ __attribute__((noinline)) T unit_row_rescaled(const T* row, int64_t d, T* unit) 
   return scale * inverse;
 }
 
-// unit [count, padded_d] = rows [count, d] / |row|, zero beyond d; inverse [count] = 1 / |row|, which the backward
-// needs (0 for a zero row). Stage by stage: the rows' chains of dependent instructions then overlap.
-template <class T>
-inline void unit_rows(const T* rows, int64_t count, int64_t d, int64_t padded_d, T* unit, T* inverse) {
+// unit [count, padded_d] = row(i) [d] / |row(i)| for i < count, zero beyond d; inverse [count] = 1 / |row|, which the
+// backward needs (0 for a zero row). Stage by stage: the rows' chains of dependent instructions then overlap.
+template <class T, class Row>
+inline void unit_rows(const Row& row, int64_t count, int64_t d, int64_t padded_d, T* unit, T* inverse) {
   // Between these bounds a plain sum has lost nothing to overflow or to denormal squares.
   constexpr T low = sizeof(T) == 4 ? T(1e-20f) : T(1e-200), high = sizeof(T) == 4 ? T(1e30f) : T(1e300);
   using V = Vector<T, WIDE>;
   constexpr int LANES = VectorOf<T, WIDE>::LANES;
   bool safe = true;
   for (int64_t i = 0; i < count; ++i) {
-    const T square = sum_of_squares(rows + i * d, d, T(1));
+    const T square = sum_of_squares<T>(row(i), d, T(1));
     safe = safe && square > low && square < high;
     inverse[i] = square;
   }
   for (int64_t i = 0; i < count; ++i) inverse[i] = 1 / square_root(inverse[i]);
   for (int64_t i = 0; i < count; ++i) {
-    const T *row = rows + i * d, scale = inverse[i];
+    const T *from = row(i), scale = inverse[i];
     T* const to = unit + i * padded_d;
     int64_t j = 0;
-    for (; j + LANES <= d; j += LANES) store(to + j, load<V>(row + j) * scale);
-    for (; j < d; ++j) to[j] = row[j] * scale;
+    for (; j + LANES <= d; j += LANES) store(to + j, load<V>(from + j) * scale);
+    for (; j < d; ++j) to[j] = from[j] * scale;
     for (; j < padded_d; ++j) to[j] = 0;
   }
   if (safe) return;
   for (int64_t i = 0; i < count; ++i) {
-    const T square = sum_of_squares(rows + i * d, d, T(1));
-    if (!(square > low && square < high)) inverse[i] = unit_row_rescaled(rows + i * d, d, unit + i * padded_d);
+    const T square = sum_of_squares<T>(row(i), d, T(1));
+    if (!(square > low && square < high)) inverse[i] = unit_row_rescaled<T>(row(i), d, unit + i * padded_d);
   }
+}
+
+template <class T>
+inline void unit_row(const T* row, int64_t d, int64_t padded_d, T* unit, T* inverse) {
+  unit_rows([row](int64_t) { return row; }, 1, d, padded_d, unit, inverse);
 }
 
 }  // namespace

@@ -80,6 +80,11 @@ inline void copy(const T* from, int64_t count, T* to) {
   __builtin_memcpy(to, from, count * sizeof(T));
 }
 
+template <class T>
+inline void add(const T* from, int64_t count, T* to) {
+  for (int64_t i = 0; i < count; ++i) to[i] += from[i];
+}
+
 inline int64_t round_up(int64_t count, int64_t multiple) { return (count + multiple - 1) / multiple * multiple; }
 
 template <class T>
