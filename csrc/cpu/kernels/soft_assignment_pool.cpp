@@ -20,10 +20,13 @@ namespace {
 constexpr int BLOCK = 16;  // items: every matrix of a block stays in L1 at d = 64
 // Assignments are vectors over the categories; half the widest vector wastes fewer lanes at the usual m = 8.
 constexpr int NARROW = WIDE < 32 ? WIDE : 32;
-constexpr int ITEM_ROWS = REGISTERS == 32 ? 8 : 4;
-constexpr int ITEM_VECTORS = 2;
-constexpr int SCORE_ROWS = 8;
-constexpr int SCORE_VECTORS = REGISTERS == 32 ? 2 : 1;
+// Tiles: enough accumulators to hide the latency of their sums, few enough for the registers. Blocks are padded to
+// whole tiles of items; groups are small, so the backward's, with two vectors of categories at m = 8, has fewer rows.
+constexpr int FORWARD_ROWS = 8;
+constexpr int FORWARD_VECTORS = 1;
+constexpr int BACKWARD_ROWS = 4;
+constexpr int BACKWARD_VECTORS = 2;
+constexpr int ITEM_VECTORS = REGISTERS == 32 ? 4 : 2;
 constexpr int CATEGORY_ROWS = 4;
 constexpr int CATEGORY_VECTORS = REGISTERS == 32 ? 4 : 2;
 
@@ -98,7 +101,8 @@ struct Loops {
     return 2 * BLOCK * (shape.d + 1) + 4 * BLOCK * shape.m + (5 + view_count) * shape.m * shape.d;
   }
 
-  // Unit rows of `count` items; returns the rows of the block, padded for the product tiles.
+  // Unit rows of `count` items; returns the rows of the block, padded to whole tiles.
+  template <int TILE_ROWS>
   static int64_t load_block(const Problem& p, const Shape& shape, const int64_t* rows, int64_t count,
                             const Workspace& w) {
     const T* items[BLOCK];
@@ -111,7 +115,7 @@ struct Loops {
       items[i] = buffer;
     }
     unit_rows([&](int64_t i) { return items[i]; }, count, p.d, shape.d, w.unit, w.inverse);
-    const int64_t padded = round_up(count, SCORE_ROWS);
+    const int64_t padded = round_up(count, TILE_ROWS);
     set_zero(w.unit + count * shape.d, (padded - count) * shape.d);  // tiles read them; nobody reads what comes out
     return padded;
   }
@@ -153,21 +157,30 @@ struct Loops {
     const T* transposed = Packed(shape, p.packed).transposed;
     const MutableRows out{pooled, p.pooled};
     for (int64_t b = begin; b < end; ++b) {
-      set_zero(w.pooled, p.view_count * m * d);
-      for_each_group(p, b, [&](ViewSet views, const int64_t* rows, int64_t length) {
-        if (!views) return;
+      ViewSet summed = 0;  // the group that w.sum holds
+      const auto add_group_to_views = [&](ViewSet next) {
+        for_each_view(summed, [&](int64_t view) { add(w.sum, m * d, w.pooled + view * m * d); });
         set_zero(w.sum, m * d);
-        for (int64_t start = 0; start < length; start += BLOCK) {
+        summed = next;
+      };
+      set_zero(w.pooled, p.view_count * m * d);
+      for_each_chunk(p, b, [&](const int64_t* rows, const ViewSet* views, int64_t length) {
+        int64_t start = 0;
+        while (start < length && !views[start]) ++start;
+        for (; start < length; start += BLOCK) {
           const int64_t count = length - start < BLOCK ? length - start : BLOCK;
-          const int64_t padded = load_block(p, shape, rows + start, count, w);
-          product<Narrow, SCORE_ROWS, SCORE_VECTORS>(padded, m, d, Scalars<T>{w.unit, d, 1}, transposed, m, w.scores, m,
-                                                     false);
+          const int64_t padded = load_block<FORWARD_ROWS>(p, shape, rows + start, count, w);
+          product<Narrow, FORWARD_ROWS, FORWARD_VECTORS>(padded, m, d, Scalars<T>{w.unit, d, 1}, transposed, m,
+                                                         w.scores, m, false);
           softmax(p, shape, count, w.scores, w.weights, m);
-          product<Wide, CATEGORY_ROWS, CATEGORY_VECTORS>(m, d, count, Scalars<T>{w.weights, 1, m}, w.unit, d, w.sum, d,
-                                                         true);
+          for_each_group(views + start, 0, count, [&](ViewSet group, int64_t from, int64_t to) {
+            if (group != summed) add_group_to_views(group);
+            product<Wide, CATEGORY_ROWS, CATEGORY_VECTORS>(m, d, to - from, Scalars<T>{w.weights + from * m, 1, m},
+                                                           w.unit + from * d, d, w.sum, d, true);
+          });
         }
-        for_each_view(views, [&](int64_t view) { add(w.sum, m * d, w.pooled + view * m * d); });
       });
+      add_group_to_views(0);
       for (int64_t view = 0; view < p.view_count; ++view)
         for (int64_t k = 0; k < p.categories; ++k)
           write_row(w.pooled + (view * m + k) * d, (view * p.sequences.batch + b) * p.categories + k, p.d, out);
@@ -185,8 +198,15 @@ struct Loops {
         add(read_row(from, (view * p.sequences.batch + b) * p.categories + k, p.d, w.item_gradient), p.d,
             w.rows + k * shape.d);
     });
-    for (int64_t k = 0; k < p.categories; ++k)
-      for (int64_t j = 0; j < p.d; ++j) w.transposed[j * stride + k] = w.rows[k * shape.d + j];
+    for (int64_t k = 0; k < shape.m; k += LANES)
+      for (int64_t j = 0; j < shape.d; j += LANES) {
+        Narrow square[LANES];
+#pragma GCC unroll 8
+        for (int i = 0; i < LANES; ++i) square[i] = load<Narrow>(w.rows + (k + i) * shape.d + j);
+        transpose<T, NARROW>(square);
+#pragma GCC unroll 8
+        for (int i = 0; i < LANES; ++i) store(w.transposed + (j + i) * stride + k, square[i]);
+      }
   }
 
   // From scores [count, a | s] of a block to the weights [count, p | ds] of its gradient. Fills w.radial with v . dv
@@ -241,6 +261,25 @@ struct Loops {
     for (int64_t i = 0; i < count * p.d * bytes; i += WIDE) store_streaming(reinterpret_cast<T*>(to + i), Wide{});
   }
 
+  // The gradients of a block of one group; returns sum_ik ds_ik s_ik.
+  static double differentiate_block(const Problem& p, const Shape& shape, const int64_t* rows, int64_t count,
+                                    const Gradients& gradients, const Workspace& w) {
+    const int64_t m = shape.m, d = shape.d;
+    const int64_t padded = load_block<BACKWARD_ROWS>(p, shape, rows, count, w);
+    product<Narrow, BACKWARD_ROWS, BACKWARD_VECTORS>(padded, 2 * m, d, Scalars<T>{w.unit, d, 1}, w.transposed, 2 * m,
+                                                     w.scores, 2 * m, false);
+    const double tangential = differentiate(p, shape, count, w);
+    if (gradients.categories)
+      product<Wide, CATEGORY_ROWS, CATEGORY_VECTORS>(m, d, count, Scalars<T>{w.weights + m, 1, 2 * m}, w.unit, d, w.sum,
+                                                     d, true);
+    if (gradients.items.data) {
+      product<Wide, BACKWARD_ROWS, ITEM_VECTORS>(padded, d, 2 * m, Scalars<T>{w.weights, 2 * m, 1}, w.rows, d,
+                                                 w.item_gradient, d, false);
+      store_item_gradient(p, shape, rows, count, w, gradients);
+    }
+    return tangential;
+  }
+
   static void backward(const Problem& p, int64_t begin, int64_t end, const Gradients& gradients, T* memory) {
     const Shape shape(p.categories, p.d);
     const Workspace w(shape, memory);
@@ -255,27 +294,18 @@ struct Loops {
     }
     double tangential = 0;  // one number for all items: wider than they are
     for (int64_t b = begin; b < end; ++b) {
-      for_each_group(p, b, [&](ViewSet views, const int64_t* rows, int64_t length) {
-        if (!views) {
-          for (int64_t i = 0; every_row && i < length; ++i) clear_item_gradient(p, rows[i], 1, gradients);
-          return;
-        }
-        load_cotangent(p, shape, gradients.pooled, b, views, w);
-        for (int64_t start = 0; start < length; start += BLOCK) {
-          const int64_t count = length - start < BLOCK ? length - start : BLOCK;
-          const int64_t padded = load_block(p, shape, rows + start, count, w);
-          product<Narrow, SCORE_ROWS, SCORE_VECTORS>(padded, 2 * m, d, Scalars<T>{w.unit, d, 1}, w.transposed, 2 * m,
-                                                     w.scores, 2 * m, false);
-          tangential += differentiate(p, shape, count, w);
-          if (gradients.categories)
-            product<Wide, CATEGORY_ROWS, CATEGORY_VECTORS>(m, d, count, Scalars<T>{w.weights + m, 1, 2 * m}, w.unit, d,
-                                                           w.sum, d, true);
-          if (gradients.items.data) {
-            product<Wide, ITEM_ROWS, ITEM_VECTORS>(padded, d, 2 * m, Scalars<T>{w.weights, 2 * m, 1}, w.rows, d,
-                                                   w.item_gradient, d, false);
-            store_item_gradient(p, shape, rows + start, count, w, gradients);
+      for_each_chunk(p, b, [&](const int64_t* rows, const ViewSet* views, int64_t length) {
+        for_each_group(views, 0, length, [&](ViewSet group, int64_t from, int64_t to) {
+          if (!group) {
+            for (int64_t i = from; every_row && i < to; ++i) clear_item_gradient(p, rows[i], 1, gradients);
+            return;
           }
-        }
+          load_cotangent(p, shape, gradients.pooled, b, group, w);
+          for (int64_t start = from; start < to; start += BLOCK) {
+            const int64_t count = to - start < BLOCK ? to - start : BLOCK;
+            tangential += differentiate_block(p, shape, rows + start, count, gradients, w);
+          }
+        });
       });
       const int64_t first = p.sequences.first(b), length = p.sequences.length(b);
       if (every_row) clear_item_gradient(p, first + length, p.sequences.rows(b) - length, gradients);

@@ -174,6 +174,42 @@ inline Vector<T, BYTES> reduce_lanes(Vector<T, BYTES> v, Combine combine) {
   return v;
 }
 
+template <int... LANE>
+struct Lanes {};
+template <int COUNT>
+struct LanesUpTo;
+template <>
+struct LanesUpTo<2> : Lanes<0, 1> {};
+template <>
+struct LanesUpTo<4> : Lanes<0, 1, 2, 3> {};
+template <>
+struct LanesUpTo<8> : Lanes<0, 1, 2, 3, 4, 5, 6, 7> {};
+
+#if defined(__clang__)
+#define CMI_FAST_SHUFFLE_TWO(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define CMI_FAST_SHUFFLE_TWO(a, b, ...) __builtin_shuffle(a, b, Vector<typename Float<T>::Bits, BYTES>{__VA_ARGS__})
+#endif
+
+// One step of a transposition: lanes with bit STEP of a change places with lanes without it of b.
+template <class T, int BYTES, int STEP, int... LANE>
+inline void exchange_lanes(Vector<T, BYTES>& a, Vector<T, BYTES>& b, Lanes<LANE...>) {
+  constexpr int LANES = sizeof...(LANE);
+  const Vector<T, BYTES> first = CMI_FAST_SHUFFLE_TWO(a, b, (LANE & STEP ? LANES + LANE - STEP : LANE)...);
+  b = CMI_FAST_SHUFFLE_TWO(a, b, (LANE & STEP ? LANES + LANE : LANE + STEP)...);
+  a = first;
+}
+
+// The square matrix whose rows are `rows`, transposed.
+template <class T, int BYTES, int STEP = 1>
+inline void transpose(Vector<T, BYTES>* rows) {
+  constexpr int LANES = VectorOf<T, BYTES>::LANES;
+#pragma GCC unroll 8
+  for (int row = 0; row < LANES; ++row)
+    if (!(row & STEP)) exchange_lanes<T, BYTES, STEP>(rows[row], rows[row + STEP], LanesUpTo<LANES>());
+  if constexpr (2 * STEP < LANES) transpose<T, BYTES, 2 * STEP>(rows);
+}
+
 template <class T, int BYTES>
 inline Vector<T, BYTES> sum_lanes(Vector<T, BYTES> v) {
   return reduce_lanes<T, BYTES>(v, [](auto a, auto b) { return a + b; });

@@ -38,10 +38,9 @@ inline void order_by_views(const SoftAssignmentPool<T>& p, int64_t first, int64_
   }
 }
 
-// Calls run(views, rows, count) for the groups of sequence b: rows that the same views hold, perhaps none. A long
-// sequence has a group more than once.
+// Calls run(rows, views, count) for the rows of sequence b in chunks, each ordered by the views that hold a row.
 template <class T, class Run>
-inline void for_each_group(const SoftAssignmentPool<T>& p, int64_t b, const Run& run) {
+inline void for_each_chunk(const SoftAssignmentPool<T>& p, int64_t b, const Run& run) {
   int64_t rows[CHUNK];
   ViewSet views[CHUNK];
   const int64_t first = p.sequences.first(b), length = p.sequences.length(b);
@@ -55,10 +54,16 @@ inline void for_each_group(const SoftAssignmentPool<T>& p, int64_t b, const Run&
         views[i] = 1;
       }
     }
-    for (int64_t from = 0, to; from < count; from = to) {
-      for (to = from + 1; to < count && views[to] == views[from];) ++to;
-      run(views[from], rows + from, to - from);
-    }
+    run(rows, views, count);
+  }
+}
+
+// Calls run(views, begin, end) for the groups of a chunk's rows: those that the same views hold, perhaps none.
+template <class Run>
+inline void for_each_group(const ViewSet* views, int64_t begin, int64_t end, const Run& run) {
+  for (int64_t to; begin < end; begin = to) {
+    for (to = begin + 1; to < end && views[to] == views[begin];) ++to;
+    run(views[begin], begin, to);
   }
 }
 
