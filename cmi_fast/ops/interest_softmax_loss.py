@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from cmi_fast import _native, reference
 from cmi_fast.ops.autocast import cast_for_autocast, without_autocast
-from cmi_fast.ops.backend import choose_backend, register_operator
+from cmi_fast.ops.backend import choose_backend
 from cmi_fast.ops.checks import (
+    FLOATING,
     INTEGER,
     REDUCTIONS,
     check_choice,
@@ -23,7 +22,9 @@ from cmi_fast.ops.checks import (
     check_tensor,
     values_can_be_read,
 )
+from cmi_fast.ops.register_operator import register_operator
 from cmi_fast.reference.reduction import reduce_losses
+from cmi_fast.reference.rows import accumulation_type
 
 MAX_INTERESTS = 256  # the CPU kernel keeps a pair's best interest in a byte
 CANDIDATE_TILE = 64  # as the CPU kernel lays out what its backward reads
@@ -62,8 +63,8 @@ def interest_softmax_loss(
         exclude: bool [B, C], True where a candidate does not count for a user; never the user's target.
         candidate_ids: [C] int, the item that each candidate is: other copies of a user's target do not count.
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.
-        backend: ``"auto"``, ``"reference"`` or ``"cpu"``. The CPU kernel takes float32 and float64, and at most 256
-            interests; it needs memory of B x C, never of B x m x C.
+        backend: ``"auto"``, ``"reference"`` or ``"cpu"``. The CPU kernel takes at most 256 interests and needs
+            memory of B x C, never of B x m x C.
 
     Returns:
         The loss, a scalar; with ``reduction="none"`` [B]. float32 for half inputs, else the inputs' dtype. It is zero
@@ -112,7 +113,7 @@ def interest_softmax_loss(
         backend,
         "interest_softmax_loss",
         interests,
-        cpu=(torch.float32, torch.float64),
+        cpu=FLOATING,
         unsupported=None if m <= MAX_INTERESTS else f"its kernel takes up to {MAX_INTERESTS} interests, found {m}",
     )
     if chosen == "reference":
@@ -123,7 +124,7 @@ def interest_softmax_loss(
             )
     targets = targets.to(torch.int64)
     candidate_ids = None if candidate_ids is None else candidate_ids.to(torch.int64)
-    losses, *_ = torch.ops.cmi_fast.interest_softmax_loss.default(
+    losses, *_ = _interest_softmax_loss(
         interests, candidates, targets, general, candidate_bias, exclude, candidate_ids, number, tensor
     )
     return reduce_losses(losses, reduction)
@@ -146,71 +147,20 @@ def _fake(
     candidate_ids: Tensor | None,
     temperature: float,
     temperature_tensor: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     users = interests.shape[0]
     tiles = (candidates.shape[0] + CANDIDATE_TILE - 1) // CANDIDATE_TILE
+    dtype = accumulation_type(interests.dtype)
     return (
-        interests.new_empty(users),
-        interests.new_empty(tiles, users, CANDIDATE_TILE),
-        interests.new_empty(users, tiles),
+        interests.new_empty(users, dtype=dtype),
+        interests.new_empty(tiles, users, CANDIDATE_TILE, dtype=dtype),
+        interests.new_empty(users, tiles, dtype=dtype),
+        interests.new_empty(users, dtype=dtype),
         interests.new_empty(tiles, users, CANDIDATE_TILE, dtype=torch.uint8),
     )
 
 
-def _backward_fake(
-    losses_grad: Tensor,
-    losses: Tensor,
-    exponentials: Tensor,
-    scales: Tensor,
-    best: Tensor,
-    interests: Tensor,
-    candidates: Tensor,
-    targets: Tensor,
-    general: Tensor | None,
-    temperature: float,
-    temperature_tensor: Tensor | None,
-    interests_grad: bool,
-    candidates_grad: bool,
-    general_grad: bool,
-    candidate_bias_grad: bool,
-    temperature_grad: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    users, _, dim = interests.shape
-    return (
-        interests.new_empty(interests.shape if interests_grad else (0,)),
-        interests.new_empty(candidates.shape if candidates_grad else (0,)),
-        interests.new_empty((users, dim) if general_grad else (0,)),
-        interests.new_empty(candidates.shape[:1] if candidate_bias_grad else (0,)),
-        interests.new_empty(() if temperature_grad else (0,)),
-    )
-
-
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    interests, candidates, targets, general, _, _, _, temperature, temperature_tensor = inputs
-    ctx.temperature = temperature
-    # What the biases and the masks did is in the outputs.
-    ctx.save_for_backward(*output, interests, candidates, targets, general, temperature_tensor)
-    ctx.mark_non_differentiable(*output[1:])
-
-
-def _backward(ctx: Any, losses_grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-    *saved, temperature_tensor = ctx.saved_tensors
-    need = ctx.needs_input_grad
-    wanted = need[0], need[1], need[3], need[4], need[8]
-    gradients = torch.ops.cmi_fast.interest_softmax_loss_backward.default(
-        losses_grad, *saved, ctx.temperature, temperature_tensor, *wanted
-    )
-    interests_grad, candidates_grad, general_grad, candidate_bias_grad, temperature_grad = (
-        g if w else None for g, w in zip(gradients, wanted, strict=True)
-    )
-    return interests_grad, candidates_grad, None, general_grad, candidate_bias_grad, None, None, None, temperature_grad
-
-
 if _native.available:
-    register_operator(
-        "cmi_fast::interest_softmax_loss",
-        fake=_fake,
-        backward_fake=_backward_fake,
-        setup_context=_setup_context,
-        backward=_backward,
+    _interest_softmax_loss = register_operator(
+        "cmi_fast", "interest_softmax_loss", fake=_fake, differentiable=(0, 1, 3, 4, 8)
     )

@@ -43,7 +43,7 @@ struct Inputs {
 
 // What the forward leaves for the backward.
 struct Saved {
-  Tensor exponentials, scales, best;
+  Tensor exponentials, scales, misses, best;
 };
 
 // The arguments of one call, checked and contiguous, with the buffers that its passes share.
@@ -64,13 +64,17 @@ struct Call {
     p.users = interests.size(0), p.m = interests.size(1), p.d = interests.size(2);
     STD_TORCH_CHECK(inputs.candidates.dim() == 2 && inputs.candidates.size(0) > 0, "candidates must be [C, d]");
     p.count = inputs.candidates.size(0);
-    p.interests = input<T>(interests, "interests", {p.users, p.m, p.d});
-    p.candidates = input<T>(inputs.candidates, "candidates", {p.count, p.d});
+    p.interests = rows(interests, "interests", {p.users, p.m, p.d});
+    p.candidates = rows(inputs.candidates, "candidates", {p.count, p.d});
     p.targets = input<int64_t>(inputs.targets, "targets", {p.users});
-    if (inputs.general) p.general = input<T>(*inputs.general, "general", {p.users, p.d});
-    if (inputs.candidate_bias) p.bias = input<T>(*inputs.candidate_bias, "candidate_bias", {p.count});
+    if (inputs.general) p.general = rows(*inputs.general, "general", {p.users, p.d});
+    if (inputs.candidate_bias) p.bias = rows(*inputs.candidate_bias, "candidate_bias", {p.count});
     if (inputs.exclude) p.exclude = input<bool>(*inputs.exclude, "exclude", {p.users, p.count});
     if (inputs.candidate_ids) p.ids = input<int64_t>(*inputs.candidate_ids, "candidate_ids", {p.count});
+    STD_TORCH_CHECK(p.candidates.element == p.interests.element &&
+                        (!p.general.data || p.general.element == p.interests.element) &&
+                        (!p.bias.data || p.bias.element == p.interests.element),
+                    "floating inputs must share one dtype");
     for (int64_t b = 0; b < p.users; ++b)
       STD_TORCH_CHECK(p.targets[b] >= 0 && p.targets[b] < p.count, "targets[", b, "] = ", p.targets[b],
                       " is outside [0, ", p.count, ")");
@@ -80,17 +84,26 @@ struct Call {
     // A thread is worth waking for two million multiply-adds, some 30 microseconds.
     const double work = double(p.users) * p.m * p.count * p.d;
     workers = std::clamp<int64_t>(int64_t(work / 2e6), 1, torch::stable::get_num_threads());
-    workspace = torch::stable::new_empty(interests, {workers * sizes.workspace});
+    workspace = torch::stable::new_empty(interests, {workers * sizes.workspace}, SCALAR_TYPE<T>);
     p.queries = buffer<T>(sizes.queries);
-    users([&](int64_t, int64_t begin, int64_t end, T*) { kernel.pack_queries(p, begin, end); });
+    users([&](int64_t, int64_t begin, int64_t end, T* memory) { kernel.pack_queries(p, begin, end, memory); });
+  }
+
+  const Tensor& keep(const Tensor& tensor, const char* name, std::vector<int64_t> shape) {
+    bool same = tensor.dim() == int64_t(shape.size()) && tensor.is_cpu();
+    for (size_t i = 0; same && i < shape.size(); ++i) same = tensor.size(i) == shape[i];
+    STD_TORCH_CHECK(same, name, " must fit interests in shape and device");
+    return owned.emplace_back(torch::stable::contiguous(tensor));
   }
 
   template <class U>
   const U* input(const Tensor& tensor, const char* name, std::vector<int64_t> shape) {
-    bool same = tensor.scalar_type() == SCALAR_TYPE<U> && tensor.dim() == int64_t(shape.size()) && tensor.is_cpu();
-    for (size_t i = 0; same && i < shape.size(); ++i) same = tensor.size(i) == shape[i];
-    STD_TORCH_CHECK(same, name, " must fit interests in shape, dtype and device");
-    return data<U>(owned.emplace_back(torch::stable::contiguous(tensor)));
+    STD_TORCH_CHECK(tensor.scalar_type() == SCALAR_TYPE<U>, name, " is of the wrong dtype");
+    return data<U>(keep(tensor, name, shape));
+  }
+
+  ConstRows rows(const Tensor& tensor, const char* name, std::vector<int64_t> shape) {
+    return {keep(tensor, name, shape).const_data_ptr(), element<T>(tensor)};
   }
 
   template <class U>
@@ -127,20 +140,24 @@ struct Call {
   }
 };
 
+using Results = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
+
 template <class T>
-std::tuple<Tensor, Tensor, Tensor, Tensor> forward(Call<T> call) {
+Results forward(Call<T> call) {
   auto& p = call.problem;
   const int64_t tiles = call.sizes.tiles;
   const Tensor losses = torch::stable::new_empty(call.workspace, {p.users});
   const Saved saved{torch::stable::new_empty(losses, {tiles, p.users, CANDIDATE_TILE}),
-                    torch::stable::new_empty(losses, {p.users, tiles}),
+                    torch::stable::new_empty(losses, {p.users, tiles}), torch::stable::new_empty(losses, {p.users}),
                     torch::stable::new_empty(losses, {tiles, p.users, CANDIDATE_TILE}, ScalarType::Byte)};
   const InterestSoftmaxLossOutputs<T> outputs{mutable_data<T>(losses), mutable_data<T>(saved.exponentials),
-                                              mutable_data<T>(saved.scales), mutable_data<uint8_t>(saved.best)};
+                                              mutable_data<T>(saved.scales), mutable_data<T>(saved.misses),
+                                              mutable_data<uint8_t>(saved.best)};
   p.columns = call.template buffer<T>(call.sizes.columns);
+  p.biases = call.template buffer<T>(tiles * CANDIDATE_TILE);
   p.sums = call.template buffer<T>(tiles * p.users);
   p.target_scores = call.template buffer<T>(p.users);
-  call.tiles([&](int64_t begin, int64_t end, T*) { call.kernel.pack_columns(p, begin, end); });
+  call.tiles([&](int64_t begin, int64_t end, T* memory) { call.kernel.pack_columns(p, begin, end, memory); });
   // A part is a range of users against a range of tiles; the latter only where there are few users.
   const int64_t tile_parts = std::min(tiles, MAX_PARTS / call.user_parts);
   call.parallel(call.user_parts * tile_parts, [&](int64_t part, T* workspace) {
@@ -149,7 +166,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward(Call<T> call) {
                       tiles * (tile_part + 1) / tile_parts, workspace);
   });
   call.users([&](int64_t, int64_t begin, int64_t end, T*) { call.kernel.finish_losses(p, outputs, begin, end); });
-  return {losses, saved.exponentials, saved.scales, saved.best};
+  return {losses, saved.exponentials, saved.scales, saved.misses, saved.best};
 }
 
 // Which gradients are wanted.
@@ -158,30 +175,31 @@ struct Wanted {
 };
 
 template <class T>
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> backward(Call<T> call, const Tensor& losses_grad,
-                                                            const Tensor& losses, const Saved& saved,
-                                                            const Wanted& wanted) {
+Results backward(Call<T> call, const Tensor& losses_grad, const Saved& saved, const Wanted& wanted) {
   auto& p = call.problem;
   const int64_t tiles = call.sizes.tiles;
   const auto gradient = [&](bool want, std::initializer_list<int64_t> shape) {
-    return want ? torch::stable::new_empty(call.workspace, shape) : torch::stable::new_empty(call.workspace, {0});
+    return torch::stable::new_empty(call.owned.front(), want ? shape : std::initializer_list<int64_t>{0});
   };
-  const auto pointer = [](bool want, const Tensor& tensor) { return want ? mutable_data<T>(tensor) : nullptr; };
+  const auto rows = [](bool want, const Tensor& tensor) {
+    return MutableRows{want ? tensor.mutable_data_ptr() : nullptr, element<T>(tensor)};
+  };
   const Tensor interests = gradient(wanted.interests, {p.users, p.m, p.d});
-  const Tensor general = gradient(wanted.general, {p.users, p.d});
   const Tensor candidates = gradient(wanted.candidates, {p.count, p.d});
+  const Tensor general = gradient(wanted.general, {p.users, p.d});
   const Tensor bias = gradient(wanted.candidate_bias, {p.count});
-  const Tensor temperature = gradient(wanted.temperature, {});
+  const Tensor temperature =
+      wanted.temperature ? torch::stable::new_empty(call.workspace, {}) : torch::stable::new_empty(call.workspace, {0});
   const InterestSoftmaxLossGradients<T> gradients{
-      .losses_grad = call.template input<T>(losses_grad, "losses_grad", {p.users}),
-      .losses = call.template input<T>(losses, "losses", {p.users}),
+      .losses = call.template input<T>(losses_grad, "losses_grad", {p.users}),
       .exponentials = call.template input<T>(saved.exponentials, "exponentials", {tiles, p.users, CANDIDATE_TILE}),
       .scales = call.template input<T>(saved.scales, "scales", {p.users, tiles}),
+      .misses = call.template input<T>(saved.misses, "misses", {p.users}),
       .best = call.template input<uint8_t>(saved.best, "best", {tiles, p.users, CANDIDATE_TILE}),
-      .interests = pointer(wanted.interests, interests),
-      .general = pointer(wanted.general, general),
-      .candidates = pointer(wanted.candidates, candidates),
-      .bias = pointer(wanted.candidate_bias, bias)};
+      .interests = rows(wanted.interests, interests),
+      .candidates = rows(wanted.candidates, candidates),
+      .general = rows(wanted.general, general),
+      .bias = rows(wanted.candidate_bias, bias)};
   if (wanted.interests || wanted.general || wanted.temperature) {
     p.rows = call.template buffer<T>(call.sizes.rows);
     call.tiles([&](int64_t begin, int64_t end, T*) { call.kernel.pack_rows(p, begin, end); });
@@ -199,38 +217,31 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> backward(Call<T> call, const 
 }
 
 template <class Run>
-auto dispatch(const Tensor& interests, const Run& run) {
-  switch (interests.scalar_type()) {
-    case ScalarType::Float:
-      return run(float());
-    case ScalarType::Double:
-      return run(double());
-    default:
-      STD_TORCH_CHECK(false, "interests must be float32 or float64");
-  }
+Results dispatch_computed(const Tensor& interests, const Run& run) {
+  return dispatch(interests, "interests", [&](auto type) { return run(Compute<decltype(type)>()); });
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> interest_softmax_loss(
-    Tensor interests, Tensor candidates, Tensor targets, std::optional<Tensor> general,
-    std::optional<Tensor> candidate_bias, std::optional<Tensor> exclude, std::optional<Tensor> candidate_ids,
-    double temperature, std::optional<Tensor> temperature_tensor) {
+using OptionalTensor = std::optional<Tensor>;
+
+Results interest_softmax_loss(Tensor interests, Tensor candidates, Tensor targets, OptionalTensor general,
+                              OptionalTensor candidate_bias, OptionalTensor exclude, OptionalTensor candidate_ids,
+                              double temperature, OptionalTensor temperature_tensor) {
   const Inputs inputs{interests, candidates, targets, general, candidate_bias, exclude, candidate_ids};
-  return dispatch(interests,
-                  [&](auto type) { return forward(Call<decltype(type)>(inputs, temperature, temperature_tensor)); });
+  return dispatch_computed(
+      interests, [&](auto type) { return forward(Call<decltype(type)>(inputs, temperature, temperature_tensor)); });
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> interest_softmax_loss_backward(
-    Tensor losses_grad, Tensor losses, Tensor exponentials, Tensor scales, Tensor best, Tensor interests,
-    Tensor candidates, Tensor targets, std::optional<Tensor> general, double temperature,
-    std::optional<Tensor> temperature_tensor, bool interests_grad, bool candidates_grad, bool general_grad,
-    bool candidate_bias_grad, bool temperature_grad) {
-  // What the biases and the masks did is in the exponentials.
-  const std::optional<Tensor> none;
-  const Inputs inputs{interests, candidates, targets, general, none, none, none};
-  const Saved saved{exponentials, scales, best};
+Results interest_softmax_loss_backward(Tensor losses_grad, Tensor exponentials, Tensor scales, Tensor misses,
+                                       Tensor best, Tensor interests, Tensor candidates, Tensor targets,
+                                       OptionalTensor general, OptionalTensor candidate_bias, OptionalTensor exclude,
+                                       OptionalTensor candidate_ids, double temperature,
+                                       OptionalTensor temperature_tensor, bool interests_grad, bool candidates_grad,
+                                       bool general_grad, bool candidate_bias_grad, bool temperature_grad) {
+  const Inputs inputs{interests, candidates, targets, general, candidate_bias, exclude, candidate_ids};
+  const Saved saved{exponentials, scales, misses, best};
   const Wanted wanted{interests_grad, candidates_grad, general_grad, candidate_bias_grad, temperature_grad};
-  return dispatch(interests, [&](auto type) {
-    return backward(Call<decltype(type)>(inputs, temperature, temperature_tensor), losses_grad, losses, saved, wanted);
+  return dispatch_computed(interests, [&](auto type) {
+    return backward(Call<decltype(type)>(inputs, temperature, temperature_tensor), losses_grad, saved, wanted);
   });
 }
 

@@ -3,13 +3,14 @@
 // max_k (u_k . v / t) + u_g . v = max_k q_k . v with the queries q_k = u_k / t + u_g. With the score s_bc of user b and
 // candidate c, its bias included, and L_b = log sum_{c not the target} e^(s_bc), the loss is
 //   l_b = softplus(x_b),  x_b = L_b - s_{b, target}.
-// With w_b its cotangent, sigma = sigmoid(x_b) and lse_b = L_b + softplus(-x_b),
+// With w_b its cotangent, sigma = sigmoid(x_b), the share of all but the target, and lse_b = L_b + softplus(-x_b),
 //   g_bc = dl/ds_bc = w_b e^(s_bc - lse_b),   g_{b, target} = -w_b sigma,
 // and the pair's best interest k takes all of it: dq_bk += g_bc v_c, dv_c += g_bc q_bk, dbias_c += g_bc. Then
 //   du_k = dq_k / t,   du_g = sum_k dq_k,   dt = -sum_k u_k . du_k / t.
 #include "cpu/kernels/interest_softmax_loss.h"
 
 #include "cpu/kernels/product.h"
+#include "cpu/kernels/rows.h"
 
 namespace cmi_fast {
 namespace {
@@ -48,7 +49,7 @@ struct Loops {
 
   static typename InterestSoftmaxLossKernel<T>::Sizes sizes(int64_t users, int64_t m, int64_t count, int64_t d) {
     const int64_t tiles = tiles_of(count), wide = padded(d), rows = strip(m) * m;
-    const int64_t scores = rows * TILE, dq = rows * wide, dv = TILE * (1 + wide);
+    const int64_t scores = rows * TILE, dq = (rows + 2) * wide, dv = TILE * (1 + wide);
     const int64_t backward = strip(m) * TILE + greater(dq, dv);
     return {tiles,
             strip(m),
@@ -58,38 +59,43 @@ struct Loops {
             round_up(greater(scores, backward), 16)};
   }
 
-  static void pack_queries(const Problem& p, int64_t begin, int64_t end) {
+  static void pack_queries(const Problem& p, int64_t begin, int64_t end, T* workspace) {
     const int64_t d = p.d, wide = padded(d), rows = p.users * p.m;
     for (int64_t user = begin; user < end; ++user) {
-      const T* const general = p.general ? p.general + user * d : nullptr;
+      const T* const general = p.general.data ? read_row(p.general, user, d, workspace) : nullptr;
       for (int64_t k = 0; k < p.m; ++k) {
-        const T* const from = p.interests + (user * p.m + k) * d;
         T* const to = query(p, user) + k * wide;
+        const T* const from = read_row(p.interests, user * p.m + k, d, to);
         for (int64_t j = 0; j < d; ++j) to[j] = from[j] * p.inverse_temperature;
-        for (int64_t j = 0; general && j < d; ++j) to[j] += general[j];
+        if (general) add(general, d, to);
         set_zero(to + d, wide - d);
       }
     }
     if (end == p.users) set_zero(p.queries + rows * wide, (round_up(rows, ROWS) - rows) * wide);
   }
 
-  static void pack_columns(const Problem& p, int64_t begin, int64_t end) {
+  static void pack_columns(const Problem& p, int64_t begin, int64_t end, T* workspace) {
     for (int64_t tile = begin; tile < end; ++tile) {
       const int64_t first = tile * TILE, count = smaller(p.count - first, TILE);
-      T* const to = p.columns + first * p.d;
-      for (int64_t j = 0; j < p.d; ++j) {
-        for (int64_t c = 0; c < count; ++c) to[j * TILE + c] = p.candidates[(first + c) * p.d + j];
-        set_zero(to + j * TILE + count, TILE - count);
+      T *const to = p.columns + first * p.d, *const biases = p.biases + first;
+      set_zero(biases, TILE);
+      for (int64_t c = 0; c < count; ++c) {
+        const T* const row = read_row(p.candidates, first + c, p.d, workspace);
+        for (int64_t j = 0; j < p.d; ++j) to[j * TILE + c] = row[j];
+        if (p.bias.data) biases[c] = *read_row(p.bias, first + c, 1, workspace);
       }
+      for (int64_t j = 0; j < p.d; ++j) set_zero(to + j * TILE + count, TILE - count);
     }
   }
 
   static void pack_rows(const Problem& p, int64_t begin, int64_t end) {
     const int64_t wide = padded(p.d);
     for (int64_t c = begin * TILE; c < end * TILE; ++c) {
-      const int64_t from = c < p.count ? p.d : 0;
-      copy(p.candidates + c * p.d, from, p.rows + c * wide);
-      set_zero(p.rows + c * wide + from, wide - from);
+      T* const to = p.rows + c * wide;
+      set_zero(to, wide);
+      if (c >= p.count) continue;
+      const T* const from = read_row(p.candidates, c, p.d, to);
+      if (from != to) copy(from, p.d, to);
     }
   }
 
@@ -124,8 +130,7 @@ struct Loops {
   // Adds the biases, and removes what the user's softmax over the non-targets does not see.
   static void mask(const Problem& p, int64_t user, int64_t tile, T* scores) {
     const int64_t first = tile * TILE, count = smaller(p.count - first, TILE), target = p.targets[user];
-    if (p.bias)
-      for (int64_t c = 0; c < count; ++c) scores[c] += p.bias[first + c];
+    add(p.biases + first, TILE, scores);
     for (int64_t c = count; c < TILE; ++c) scores[c] = -INFINITE;
     const bool own = target >= first && target < first + count;
     if (own) p.target_scores[user] = scores[target - first];
@@ -186,7 +191,9 @@ struct Loops {
       // Without any candidate but the target x = -inf, and both the loss and all shares are 0.
       const double x = double(top) - double(p.target_scores[user]) + __builtin_log(sum);
       outputs.losses[user] = T(x > 0 ? x + __builtin_log1p(__builtin_exp(-x)) : __builtin_log1p(__builtin_exp(x)));
-      const T inverse = sum == 0 ? T(0) : T(1 / (1 + __builtin_exp(-x)) / sum);
+      const double miss = 1 / (1 + __builtin_exp(-x));
+      outputs.misses[user] = T(miss);
+      const T inverse = sum == 0 ? T(0) : T(miss / sum);
       for (int64_t tile = 0; tile < tiles; ++tile) scales[tile] *= inverse;
     }
   }
@@ -195,14 +202,11 @@ struct Loops {
   static void weigh(const Problem& p, const Gradients& gradients, int64_t first, int64_t users, int64_t tile,
                     T* weights) {
     for (int64_t user = first; user < first + users; ++user, weights += TILE) {
-      const T cotangent = gradients.losses_grad[user],
-              scale = cotangent * gradients.scales[user * tiles_of(p.count) + tile];
+      const T cotangent = gradients.losses[user], scale = cotangent * gradients.scales[user * tiles_of(p.count) + tile];
       const T* const exponentials = gradients.exponentials + pair(p, tile, user);
       for (int64_t c = 0; c < TILE; c += LANES) store(weights + c, load<V>(exponentials + c) * scale);
       const int64_t target = p.targets[user] - tile * TILE;
-      // sigmoid(x) = 1 - e^(-softplus(x))
-      if (target >= 0 && target < TILE)
-        weights[target] = cotangent * T(__builtin_expm1(-double(gradients.losses[user])));
+      if (target >= 0 && target < TILE) weights[target] = -cotangent * gradients.misses[user];
     }
   }
 
@@ -276,32 +280,30 @@ struct Loops {
             [&](const Column& column, int64_t at, int64_t j) { add_candidate<1>(column, rows + at, dq + j); });
       }
       for (int64_t user = first; user < first + users; ++user)
-        temperature += store_user_gradients(p, gradients, user, dq + (user - first) * m * wide);
+        temperature += store_user_gradients(p, gradients, user, dq + (user - first) * m * wide, dq + users * m * wide);
     }
     return temperature;
   }
 
-  // From dq [m, padded d] of a user; returns the user's part of the temperature's gradient.
-  static double store_user_gradients(const Problem& p, const Gradients& gradients, int64_t user, const T* dq) {
+  // From dq [m, padded d] of a user, which it scales; returns the user's part of the temperature's gradient.
+  static double store_user_gradients(const Problem& p, const Gradients& gradients, int64_t user, T* dq, T* workspace) {
     const int64_t m = p.m, d = p.d, wide = padded(d);
-    const T* const interests = p.interests + user * m * d;
+    T* const general = workspace + wide;
+    set_zero(general, d);
     double temperature = 0;
-    for (int64_t k = 0; k < m; ++k) {
+    for (int64_t k = 0; k < m; ++k, dq += wide) {
+      add(dq, d, general);
+      const T* const interest = read_row(p.interests, user * m + k, d, workspace);
       T along = 0;
 #pragma omp simd reduction(+ : along)
-      for (int64_t j = 0; j < d; ++j) along += dq[k * wide + j] * interests[k * d + j];
-      temperature -= double(along) * p.inverse_temperature * p.inverse_temperature;
+      for (int64_t j = 0; j < d; ++j) {
+        dq[j] *= p.inverse_temperature;
+        along += dq[j] * interest[j];
+      }
+      temperature -= double(along) * p.inverse_temperature;
+      if (gradients.interests.data) write_row(dq, user * m + k, d, gradients.interests);
     }
-    if (gradients.interests)
-      for (int64_t k = 0; k < m; ++k)
-        for (int64_t j = 0; j < d; ++j)
-          gradients.interests[(user * m + k) * d + j] = dq[k * wide + j] * p.inverse_temperature;
-    if (gradients.general) {
-      T* const general = gradients.general + user * d;
-      copy(dq, d, general);
-      for (int64_t k = 1; k < m; ++k)
-        for (int64_t j = 0; j < d; ++j) general[j] += dq[k * wide + j];
-    }
+    if (gradients.general.data) write_row(general, user, d, gradients.general);
     return temperature;
   }
 
@@ -315,18 +317,18 @@ struct Loops {
       for (int64_t first = 0; first < p.users; first += strip(m)) {
         const int64_t users = smaller(strip(m), p.users - first);
         weigh(p, gradients, first, users, tile, weights);
-        for (int64_t u = 0; gradients.bias && u < users; ++u)
+        for (int64_t u = 0; gradients.bias.data && u < users; ++u)
           for (int64_t c = 0; c < TILE; ++c) bias[c] += weights[u * TILE + c];
-        if (!gradients.candidates) continue;
+        if (!gradients.candidates.data) continue;
         const T* const queries = query(p, first);
         for_each_column(
             p, gradients, first, users, tile, weights,
             [&](const Column& column, int64_t at, int64_t j) { add_queries<4>(column, queries + j, dv + at); },
             [&](const Column& column, int64_t at, int64_t j) { add_queries<1>(column, queries + j, dv + at); });
       }
-      for (int64_t c = 0; gradients.candidates && c < count; ++c)
-        copy(dv + c * wide, d, gradients.candidates + (tile * TILE + c) * d);
-      if (gradients.bias) copy(bias, count, gradients.bias + tile * TILE);
+      for (int64_t c = 0; gradients.candidates.data && c < count; ++c)
+        write_row(dv + c * wide, tile * TILE + c, d, gradients.candidates);
+      if (gradients.bias.data) write_columns(bias, 0, p.count, tile * TILE, count, gradients.bias);
     }
   }
 

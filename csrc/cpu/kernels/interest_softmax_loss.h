@@ -1,7 +1,7 @@
 // The interface between the operator (torch, threads, memory) and its torch-free loops, built once per ISA level.
 #pragma once
 
-#include <cstdint>
+#include "cpu/kernels/element.h"
 
 namespace cmi_fast {
 
@@ -10,8 +10,8 @@ constexpr int64_t CANDIDATE_TILE = 64;
 
 template <class T>
 struct InterestSoftmaxLoss {
-  const T *interests, *candidates;  // [users, m, d], [count, d]
-  const T *general, *bias;          // [users, d], [count]; or null
+  ConstRows interests, candidates;  // [users, m, d], [count, d]
+  ConstRows general, bias;          // [users, d], [count]; or data null
   const int64_t* targets;           // [users]
   const bool* exclude;              // [users, count], or null
   const int64_t* ids;               // [count], or null
@@ -21,6 +21,7 @@ struct InterestSoftmaxLoss {
   // Buffers of the sizes of InterestSoftmaxLossKernel::sizes.
   T* queries;        // u_k / t + u_g, padded rows
   T* columns;        // forward: each tile of candidates transposed, [d, CANDIDATE_TILE]
+  T* biases;         // forward: [tiles, CANDIDATE_TILE]
   T* rows;           // backward: candidates, padded rows
   T* sums;           // forward: [users, tiles], of the exponentials
   T* target_scores;  // forward: [users]
@@ -33,14 +34,15 @@ struct InterestSoftmaxLossOutputs {
   T* losses;        // [users]
   T* exponentials;  // [tiles, users, CANDIDATE_TILE]
   T* scales;        // [users, tiles]; until finish_losses the largest score of the tile
+  T* misses;        // [users], the share of all candidates but the target
   uint8_t* best;    // [tiles, users, CANDIDATE_TILE], the interest that scores highest
 };
 
 template <class T>
 struct InterestSoftmaxLossGradients {
-  const T *losses_grad, *losses, *exponentials, *scales;  // the cotangent and the forward's outputs
+  const T *losses, *exponentials, *scales, *misses;  // the losses' cotangents and the forward's outputs
   const uint8_t* best;
-  T *interests, *general, *candidates, *bias;  // as the inputs; or null: not wanted
+  MutableRows interests, candidates, general, bias;  // as the inputs; or data null: not wanted
 };
 
 template <class T>
@@ -51,9 +53,10 @@ struct InterestSoftmaxLossKernel {
     int64_t queries, columns, rows, workspace;
   };
   Sizes (*sizes)(int64_t users, int64_t m, int64_t count, int64_t d);
-  void (*pack_queries)(const InterestSoftmaxLoss<T>& p, int64_t begin, int64_t end);  // users
-  void (*pack_columns)(const InterestSoftmaxLoss<T>& p, int64_t begin, int64_t end);  // tiles
-  void (*pack_rows)(const InterestSoftmaxLoss<T>& p, int64_t begin, int64_t end);     // tiles
+  // Ranges of users for pack_queries, of tiles for the others.
+  void (*pack_queries)(const InterestSoftmaxLoss<T>& p, int64_t begin, int64_t end, T* workspace);
+  void (*pack_columns)(const InterestSoftmaxLoss<T>& p, int64_t begin, int64_t end, T* workspace);
+  void (*pack_rows)(const InterestSoftmaxLoss<T>& p, int64_t begin, int64_t end);
   // Exponentials and best interests of the users with the tiles' candidates.
   void (*score)(const InterestSoftmaxLoss<T>& p, const InterestSoftmaxLossOutputs<T>& outputs, int64_t user_begin,
                 int64_t user_end, int64_t tile_begin, int64_t tile_end, T* workspace);
