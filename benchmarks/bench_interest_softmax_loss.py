@@ -30,15 +30,15 @@ CASES = [
 
 
 def eager(interests: Tensor, candidates: Tensor, general: Tensor, targets: Tensor) -> Tensor:
-    """Eq. 7 as it is written."""
-    scores = (interests / 0.1 @ candidates.T).amax(1) + general @ candidates.T
-    return F.cross_entropy(scores, targets)
+    """Eq. 7 as it is written. (``max`` takes half the time of ``amax`` in the backward.)"""
+    best = (interests / 0.1 @ candidates.T).max(1).values
+    return F.cross_entropy(best + general @ candidates.T, targets)
 
 
 def folded(interests: Tensor, candidates: Tensor, general: Tensor, targets: Tensor) -> Tensor:
-    """With the general interest folded into the queries, as the kernel has it."""
+    """With the general interest folded into the queries, as the kernel and the reference have it."""
     queries = interests / 0.1 + general[:, None]
-    return F.cross_entropy((queries @ candidates.T).amax(1), targets)
+    return F.cross_entropy((queries @ candidates.T).max(1).values, targets)
 
 
 def ours(interests: Tensor, candidates: Tensor, general: Tensor, targets: Tensor) -> Tensor:

@@ -6,14 +6,13 @@ import torch
 from torch import Tensor
 
 from cmi_fast import _native, reference
-from cmi_fast.ops.autocast import cast_for_autocast, without_autocast
+from cmi_fast.ops.autocast import autocast_enabled, cast_for_autocast, without_autocast
 from cmi_fast.ops.backend import choose_backend
 from cmi_fast.ops.checks import (
     FLOATING,
     INTEGER,
     REDUCTIONS,
     check_choice,
-    check_device,
     check_not_empty,
     check_range,
     check_same,
@@ -98,11 +97,11 @@ def interest_softmax_loss(
     if candidate_ids is not None:
         check_tensor("candidate_ids", candidate_ids, "[C]", INTEGER)
         check_shape("candidate_ids", candidate_ids, (count,), "[C], as candidates")
-    check_device("interests", interests, targets=targets, exclude=exclude, candidate_ids=candidate_ids)
-    check_device("interests", interests, candidates=candidates, general=general, candidate_bias=candidate_bias)
-    interests, candidates = cast_for_autocast(interests, candidates)
-    general, candidate_bias = (x if x is None else cast_for_autocast(x)[0] for x in (general, candidate_bias))
-    check_same("interests", interests, candidates=candidates, general=general, candidate_bias=candidate_bias)
+    if autocast_enabled(interests.device):
+        interests, candidates = cast_for_autocast(interests, candidates)
+        general, candidate_bias = (x if x is None else cast_for_autocast(x)[0] for x in (general, candidate_bias))
+    check_same("interests", interests, targets=targets, candidates=candidates, general=general)
+    check_same("interests", interests, candidate_bias=candidate_bias, exclude=exclude, candidate_ids=candidate_ids)
     check_choice("reduction", reduction, REDUCTIONS)
     number, tensor = check_temperature(temperature, interests)
     if values_can_be_read(targets):

@@ -35,6 +35,8 @@ const InterestSoftmaxLossKernel<T>& kernel() {
     return kernels.float64;
 }
 
+enum class Pass { forward, backward };
+
 // The tensors of the schema, as they come.
 struct Inputs {
   const Tensor &interests, &candidates, &targets;
@@ -54,9 +56,10 @@ struct Call {
   typename InterestSoftmaxLossKernel<T>::Sizes sizes;
   InterestSoftmaxLoss<T> problem{};
   int64_t user_parts, workers;
-  Tensor workspace;
+  Tensor memory;
+  T* workspace;
 
-  Call(const Inputs& inputs, double temperature, const std::optional<Tensor>& temperature_tensor) {
+  Call(const Inputs& inputs, double temperature, const std::optional<Tensor>& temperature_tensor, Pass pass) {
     auto& p = problem;
     const Tensor& interests = inputs.interests;
     STD_TORCH_CHECK(interests.dim() == 3 && interests.numel() > 0 && interests.size(1) <= MAX_INTERESTS,
@@ -84,8 +87,7 @@ struct Call {
     // A thread is worth waking for two million multiply-adds, some 30 microseconds.
     const double work = double(p.users) * p.m * p.count * p.d;
     workers = std::clamp<int64_t>(int64_t(work / 2e6), 1, torch::stable::get_num_threads());
-    workspace = torch::stable::new_empty(interests, {workers * sizes.workspace}, SCALAR_TYPE<T>);
-    p.queries = buffer<T>(sizes.queries);
+    allocate(pass);
     users([&](int64_t, int64_t begin, int64_t end, T* memory) { kernel.pack_queries(p, begin, end, memory); });
   }
 
@@ -93,7 +95,7 @@ struct Call {
     bool same = tensor.dim() == int64_t(shape.size()) && tensor.is_cpu();
     for (size_t i = 0; same && i < shape.size(); ++i) same = tensor.size(i) == shape[i];
     STD_TORCH_CHECK(same, name, " must fit interests in shape and device");
-    return owned.emplace_back(torch::stable::contiguous(tensor));
+    return owned.emplace_back(tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor));
   }
 
   template <class U>
@@ -106,17 +108,36 @@ struct Call {
     return {keep(tensor, name, shape).const_data_ptr(), element<T>(tensor)};
   }
 
-  template <class U>
-  U* buffer(int64_t size) {
-    return mutable_data<U>(owned.emplace_back(torch::stable::new_empty(workspace, {size}, SCALAR_TYPE<U>)));
+  // One allocation for all buffers of the pass.
+  void allocate(Pass pass) {
+    auto& p = problem;
+    const bool forward = pass == Pass::forward;
+    const struct {
+      T** buffer;
+      int64_t size;
+    } wanted[] = {{&workspace, workers * sizes.workspace},
+                  {&p.queries, sizes.queries},
+                  {&p.columns, forward ? sizes.columns : 0},
+                  {&p.biases, forward ? sizes.tiles * CANDIDATE_TILE : 0},
+                  {&p.sums, forward ? p.users * sizes.tiles : 0},
+                  {&p.target_scores, forward ? p.users : 0},
+                  {&p.rows, forward ? 0 : sizes.rows}};
+    const auto whole_lines = [](int64_t size) { return (size + 15) / 16 * 16; };
+    int64_t total = 0;
+    for (const auto& [buffer, size] : wanted) total += whole_lines(size);
+    memory = torch::stable::new_empty(owned.front(), {total}, SCALAR_TYPE<T>);
+    T* next = mutable_data<T>(memory);
+    for (const auto& [buffer, size] : wanted) {
+      *buffer = next;
+      next += whole_lines(size);
+    }
   }
 
   // run(part, workspace) for every part.
   template <class Run>
   void parallel(int64_t parts, const Run& run) const {
-    parallel_for_parts(parts, std::min(workers, parts), [&](int64_t part, int64_t worker) {
-      run(part, mutable_data<T>(workspace) + worker * sizes.workspace);
-    });
+    parallel_for_parts(parts, std::min(workers, parts),
+                       [&](int64_t part, int64_t worker) { run(part, workspace + worker * sizes.workspace); });
   }
 
   // run(part, begin, end, workspace) for ranges of users, whole strips each.
@@ -146,17 +167,13 @@ template <class T>
 Results forward(Call<T> call) {
   auto& p = call.problem;
   const int64_t tiles = call.sizes.tiles;
-  const Tensor losses = torch::stable::new_empty(call.workspace, {p.users});
+  const Tensor losses = torch::stable::new_empty(call.memory, {p.users});
   const Saved saved{torch::stable::new_empty(losses, {tiles, p.users, CANDIDATE_TILE}),
                     torch::stable::new_empty(losses, {p.users, tiles}), torch::stable::new_empty(losses, {p.users}),
                     torch::stable::new_empty(losses, {tiles, p.users, CANDIDATE_TILE}, ScalarType::Byte)};
   const InterestSoftmaxLossOutputs<T> outputs{mutable_data<T>(losses), mutable_data<T>(saved.exponentials),
                                               mutable_data<T>(saved.scales), mutable_data<T>(saved.misses),
                                               mutable_data<uint8_t>(saved.best)};
-  p.columns = call.template buffer<T>(call.sizes.columns);
-  p.biases = call.template buffer<T>(tiles * CANDIDATE_TILE);
-  p.sums = call.template buffer<T>(tiles * p.users);
-  p.target_scores = call.template buffer<T>(p.users);
   call.tiles([&](int64_t begin, int64_t end, T* memory) { call.kernel.pack_columns(p, begin, end, memory); });
   // A part is a range of users against a range of tiles; the latter only where there are few users.
   const int64_t tile_parts = std::min(tiles, MAX_PARTS / call.user_parts);
@@ -189,7 +206,7 @@ Results backward(Call<T> call, const Tensor& losses_grad, const Saved& saved, co
   const Tensor general = gradient(wanted.general, {p.users, p.d});
   const Tensor bias = gradient(wanted.candidate_bias, {p.count});
   const Tensor temperature =
-      wanted.temperature ? torch::stable::new_empty(call.workspace, {}) : torch::stable::new_empty(call.workspace, {0});
+      wanted.temperature ? torch::stable::new_empty(call.memory, {}) : torch::stable::new_empty(call.memory, {0});
   const InterestSoftmaxLossGradients<T> gradients{
       .losses = call.template input<T>(losses_grad, "losses_grad", {p.users}),
       .exponentials = call.template input<T>(saved.exponentials, "exponentials", {tiles, p.users, CANDIDATE_TILE}),
@@ -201,7 +218,6 @@ Results backward(Call<T> call, const Tensor& losses_grad, const Saved& saved, co
       .general = rows(wanted.general, general),
       .bias = rows(wanted.candidate_bias, bias)};
   if (wanted.interests || wanted.general || wanted.temperature) {
-    p.rows = call.template buffer<T>(call.sizes.rows);
     call.tiles([&](int64_t begin, int64_t end, T*) { call.kernel.pack_rows(p, begin, end); });
     std::vector<double> parts(call.user_parts);
     call.users([&](int64_t part, int64_t begin, int64_t end, T* workspace) {
@@ -227,8 +243,9 @@ Results interest_softmax_loss(Tensor interests, Tensor candidates, Tensor target
                               OptionalTensor candidate_bias, OptionalTensor exclude, OptionalTensor candidate_ids,
                               double temperature, OptionalTensor temperature_tensor) {
   const Inputs inputs{interests, candidates, targets, general, candidate_bias, exclude, candidate_ids};
-  return dispatch_computed(
-      interests, [&](auto type) { return forward(Call<decltype(type)>(inputs, temperature, temperature_tensor)); });
+  return dispatch_computed(interests, [&](auto type) {
+    return forward(Call<decltype(type)>(inputs, temperature, temperature_tensor, Pass::forward));
+  });
 }
 
 Results interest_softmax_loss_backward(Tensor losses_grad, Tensor exponentials, Tensor scales, Tensor misses,
@@ -241,7 +258,8 @@ Results interest_softmax_loss_backward(Tensor losses_grad, Tensor exponentials, 
   const Saved saved{exponentials, scales, misses, best};
   const Wanted wanted{interests_grad, candidates_grad, general_grad, candidate_bias_grad, temperature_grad};
   return dispatch_computed(interests, [&](auto type) {
-    return backward(Call<decltype(type)>(inputs, temperature, temperature_tensor), losses_grad, saved, wanted);
+    return backward(Call<decltype(type)>(inputs, temperature, temperature_tensor, Pass::backward), losses_grad, saved,
+                    wanted);
   });
 }
 

@@ -268,12 +268,18 @@ struct Loops {
     const int64_t m = p.m, wide = padded(p.d), tiles = tiles_of(p.count);
     T *const weights = workspace, *const dq = workspace + strip(m) * TILE;
     double temperature = 0;
+    set_zero(weights, strip(m) * TILE);
     for (int64_t first = begin; first < end; first += strip(m)) {
       const int64_t users = smaller(strip(m), end - first);
       set_zero(dq, users * m * wide);
       for (int64_t tile = 0; tile < tiles; ++tile) {
         weigh(p, gradients, first, users, tile, weights);
         const T* const rows = p.rows + tile * TILE * wide;
+        if (m == 1) {  // nothing to choose: a dense product
+          product<V, ROWS, VECTORS>(round_up(users, ROWS), wide, TILE, Scalars<T>{weights, TILE, 1}, rows, wide, dq,
+                                    wide, true);
+          continue;
+        }
         for_each_column(
             p, gradients, first, users, tile, weights,
             [&](const Column& column, int64_t at, int64_t j) { add_candidate<4>(column, rows + at, dq + j); },
@@ -321,6 +327,10 @@ struct Loops {
           for (int64_t c = 0; c < TILE; ++c) bias[c] += weights[u * TILE + c];
         if (!gradients.candidates.data) continue;
         const T* const queries = query(p, first);
+        if (m == 1) {
+          product<V, ROWS, VECTORS>(TILE, wide, users, Scalars<T>{weights, 1, TILE}, queries, wide, dv, wide, true);
+          continue;
+        }
         for_each_column(
             p, gradients, first, users, tile, weights,
             [&](const Column& column, int64_t at, int64_t j) { add_queries<4>(column, queries + j, dv + at); },
