@@ -9,6 +9,7 @@
 //   du_k = dq_k / t,   du_g = sum_k dq_k,   dt = -sum_k u_k . du_k / t.
 #include "cpu/kernels/interest_softmax_loss.h"
 
+#include "cpu/kernels/chosen_rows.h"
 #include "cpu/kernels/product.h"
 #include "cpu/kernels/rows.h"
 
@@ -210,53 +211,13 @@ struct Loops {
     }
   }
 
-  // A strip of users and one candidate: where their best queries lie, what their pairs weigh.
-  struct Column {
-    int64_t users, m, wide;
-    const T* weights;     // [users], TILE apart
-    const uint8_t* best;  // [users], TILE apart
-
-    int64_t query(int64_t u) const { return (u * m + best[u * TILE]) * wide; }
-  };
-
-  // dq of each user's best query += weight * candidate, COUNT vectors of each. The users come one after the other: two
-  // sums into one row are far enough apart for the second to find the first in memory.
-  template <int COUNT>
-  static void add_candidate(const Column& column, const T* candidate, T* dq) {
-    V from[COUNT];
-#pragma GCC unroll 16
-    for (int v = 0; v < COUNT; ++v) from[v] = load<V>(candidate + v * LANES);
-    for (int64_t u = 0; u < column.users; ++u) {
-      const T weight = column.weights[u * TILE];
-      T* const to = dq + column.query(u);
-#pragma GCC unroll 16
-      for (int v = 0; v < COUNT; ++v) store(to + v * LANES, load<V>(to + v * LANES) + weight * from[v]);
-    }
-  }
-
-  // dv of the candidate += weight * each user's best query, COUNT vectors of each.
-  template <int COUNT>
-  static void add_queries(const Column& column, const T* queries, T* dv) {
-    V sum[COUNT];
-#pragma GCC unroll 16
-    for (int v = 0; v < COUNT; ++v) sum[v] = load<V>(dv + v * LANES);
-    for (int64_t u = 0; u < column.users; ++u) {
-      const T weight = column.weights[u * TILE];
-      const T* const query = queries + column.query(u);
-#pragma GCC unroll 16
-      for (int v = 0; v < COUNT; ++v) sum[v] += weight * load<V>(query + v * LANES);
-    }
-#pragma GCC unroll 16
-    for (int v = 0; v < COUNT; ++v) store(dv + v * LANES, sum[v]);
-  }
-
-  // Calls add<COUNT>(column, c, j) for the tile's candidates c and, COUNT vectors at a time, the dimensions from j on.
+  // Calls add(column, c * wide + j, j) for the tile's candidates c and the dimensions from j on, four vectors or one.
   template <class Four, class One>
   static void for_each_column(const Problem& p, const Gradients& gradients, int64_t first, int64_t users, int64_t tile,
                               const T* weights, const Four& add_four, const One& add_one) {
     const int64_t wide = padded(p.d), count = smaller(p.count - tile * TILE, TILE);
     const uint8_t* const best = gradients.best + pair(p, tile, first);
-    const auto column = [&](int64_t c) { return Column{users, p.m, wide, weights + c, best + c}; };
+    const auto column = [&](int64_t c) { return Column<T>{users, p.m, wide, TILE, weights + c, best + c}; };
     int64_t j = 0;
     for (; j + 4 * LANES <= wide; j += 4 * LANES)
       for (int64_t c = 0; c < count; ++c) add_four(column(c), c * wide + j, j);
@@ -282,8 +243,8 @@ struct Loops {
         }
         for_each_column(
             p, gradients, first, users, tile, weights,
-            [&](const Column& column, int64_t at, int64_t j) { add_candidate<4>(column, rows + at, dq + j); },
-            [&](const Column& column, int64_t at, int64_t j) { add_candidate<1>(column, rows + at, dq + j); });
+            [&](const Column<T>& column, int64_t at, int64_t j) { add_candidate<V, 4>(column, rows + at, dq + j); },
+            [&](const Column<T>& column, int64_t at, int64_t j) { add_candidate<V, 1>(column, rows + at, dq + j); });
       }
       for (int64_t user = first; user < first + users; ++user)
         temperature += store_user_gradients(p, gradients, user, dq + (user - first) * m * wide, dq + users * m * wide);
@@ -333,8 +294,8 @@ struct Loops {
         }
         for_each_column(
             p, gradients, first, users, tile, weights,
-            [&](const Column& column, int64_t at, int64_t j) { add_queries<4>(column, queries + j, dv + at); },
-            [&](const Column& column, int64_t at, int64_t j) { add_queries<1>(column, queries + j, dv + at); });
+            [&](const Column<T>& column, int64_t at, int64_t j) { add_queries<V, 4>(column, queries + j, dv + at); },
+            [&](const Column<T>& column, int64_t at, int64_t j) { add_queries<V, 1>(column, queries + j, dv + at); });
       }
       for (int64_t c = 0; gradients.candidates.data && c < count; ++c)
         write_row(dv + c * wide, tile * TILE + c, d, gradients.candidates);
