@@ -28,6 +28,17 @@ STABLE_TORCH_LIBRARY(cmi_fast, library) {
       "Tensor? temperature_tensor, str negatives, str direction, bool normalize, bool first_grad, bool second_grad, "
       "bool temperature_grad) -> (Tensor, Tensor, Tensor)");
 
+  library.def(
+      "interest_softmax_loss(Tensor interests, Tensor candidates, Tensor targets, Tensor? general, "
+      "Tensor? candidate_bias, Tensor? exclude, Tensor? candidate_ids, float temperature, Tensor? temperature_tensor) "
+      "-> (Tensor losses, Tensor exponentials, Tensor scales, Tensor misses, Tensor best)");
+  library.def(
+      "interest_softmax_loss_backward(Tensor losses_grad, Tensor exponentials, Tensor scales, Tensor misses, "
+      "Tensor best, Tensor interests, Tensor candidates, Tensor targets, Tensor? general, Tensor? candidate_bias, "
+      "Tensor? exclude, Tensor? candidate_ids, float temperature, Tensor? temperature_tensor, bool interests_grad, "
+      "bool candidates_grad, bool general_grad, bool candidate_bias_grad, bool temperature_grad) "
+      "-> (Tensor, Tensor, Tensor, Tensor, Tensor)");
+
   library.def("isa_level() -> str");
   library.def("supported_isa_levels() -> str");
   library.def("set_isa_level(str name) -> ()");

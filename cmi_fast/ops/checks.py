@@ -137,6 +137,10 @@ def check_range(
     name: str, values: Tensor, low: int, high: int, error: type[Exception], *, only: Tensor | None = None
 ) -> None:
     """low <= values < high, or ``error`` naming the first position outside; ``only`` (bool) says where to look."""
+    if only is None and values.numel():
+        lowest, highest = values.aminmax()
+        if low <= lowest and highest < high:
+            return  # as nearly always, and a good deal faster
     outside = (values < low) | (values >= high)
     positions = (outside if only is None else outside & only).nonzero()
     if len(positions):

@@ -5,14 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from cmi_fast import reference
-from cmi_fast.ops.autocast import cast_for_autocast, without_autocast
+from cmi_fast import _native, reference
+from cmi_fast.ops.autocast import autocast_enabled, cast_for_autocast, without_autocast
 from cmi_fast.ops.backend import choose_backend
 from cmi_fast.ops.checks import (
+    FLOATING,
     INTEGER,
     REDUCTIONS,
     check_choice,
-    check_device,
     check_not_empty,
     check_range,
     check_same,
@@ -21,6 +21,12 @@ from cmi_fast.ops.checks import (
     check_tensor,
     values_can_be_read,
 )
+from cmi_fast.ops.register_operator import register_operator
+from cmi_fast.reference.reduction import reduce_losses
+from cmi_fast.reference.rows import accumulation_type
+
+MAX_INTERESTS = 256  # the CPU kernel keeps a pair's best interest in a byte
+CANDIDATE_TILE = 64  # as the CPU kernel lays out what its backward reads
 
 
 def interest_softmax_loss(
@@ -56,7 +62,8 @@ def interest_softmax_loss(
         exclude: bool [B, C], True where a candidate does not count for a user; never the user's target.
         candidate_ids: [C] int, the item that each candidate is: other copies of a user's target do not count.
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.
-        backend: ``"auto"`` or ``"reference"``; no kernel exists yet.
+        backend: ``"auto"``, ``"reference"`` or ``"cpu"``. The CPU kernel takes at most 256 interests and needs
+            memory of B x C, never of B x m x C.
 
     Returns:
         The loss, a scalar; with ``reduction="none"`` [B]. float32 for half inputs, else the inputs' dtype. It is zero
@@ -67,11 +74,12 @@ def interest_softmax_loss(
         TypeError: a dtype is not floating, or not shared.
         ValueError: a shape, temperature, option or backend does not fit, or ``exclude`` removes a user's target; the
             message names it.
+        RuntimeError: a second derivative through the CPU kernel (the reference has one).
     """
     check_tensor("interests", interests, "[B, m, d]")
     check_tensor("candidates", candidates, "[C, d]")
     check_tensor("targets", targets, "[B]", INTEGER)
-    users, _, dim = interests.shape
+    users, m, dim = interests.shape
     count = len(candidates)
     check_not_empty("interests", interests, "[B, m, d]")
     check_shape("candidates", candidates, (count, dim), "[C, d], d as interests")
@@ -89,23 +97,36 @@ def interest_softmax_loss(
     if candidate_ids is not None:
         check_tensor("candidate_ids", candidate_ids, "[C]", INTEGER)
         check_shape("candidate_ids", candidate_ids, (count,), "[C], as candidates")
-    check_device("interests", interests, targets=targets, exclude=exclude, candidate_ids=candidate_ids)
-    check_device("interests", interests, candidates=candidates, general=general, candidate_bias=candidate_bias)
-    interests, candidates = cast_for_autocast(interests, candidates)
-    general, candidate_bias = (x if x is None else cast_for_autocast(x)[0] for x in (general, candidate_bias))
-    check_same("interests", interests, candidates=candidates, general=general, candidate_bias=candidate_bias)
+    if autocast_enabled(interests.device):
+        interests, candidates = cast_for_autocast(interests, candidates)
+        general, candidate_bias = (x if x is None else cast_for_autocast(x)[0] for x in (general, candidate_bias))
+    check_same("interests", interests, targets=targets, candidates=candidates, general=general)
+    check_same("interests", interests, candidate_bias=candidate_bias, exclude=exclude, candidate_ids=candidate_ids)
     check_choice("reduction", reduction, REDUCTIONS)
     number, tensor = check_temperature(temperature, interests)
     if values_can_be_read(targets):
         check_range("targets", targets, 0, count, IndexError)
         if exclude is not None:
             _check_targets_stay(exclude, targets)
-    choose_backend(backend, "interest_softmax_loss", interests)
-    with without_autocast(interests.device):
-        temperature = number if tensor is None else tensor
-        return reference.interest_softmax_loss(
-            interests, candidates, targets, general, temperature, candidate_bias, exclude, candidate_ids, reduction
-        )
+    chosen = choose_backend(
+        backend,
+        "interest_softmax_loss",
+        interests,
+        cpu=FLOATING,
+        unsupported=None if m <= MAX_INTERESTS else f"its kernel takes up to {MAX_INTERESTS} interests, found {m}",
+    )
+    if chosen == "reference":
+        with without_autocast(interests.device):
+            temperature = number if tensor is None else tensor
+            return reference.interest_softmax_loss(
+                interests, candidates, targets, general, temperature, candidate_bias, exclude, candidate_ids, reduction
+            )
+    targets = targets.to(torch.int64)
+    candidate_ids = None if candidate_ids is None else candidate_ids.to(torch.int64)
+    losses, *_ = _interest_softmax_loss(
+        interests, candidates, targets, general, candidate_bias, exclude, candidate_ids, number, tensor
+    )
+    return reduce_losses(losses, reduction)
 
 
 def _check_targets_stay(exclude: Tensor, targets: Tensor) -> None:
@@ -113,3 +134,32 @@ def _check_targets_stay(exclude: Tensor, targets: Tensor) -> None:
     if len(removed):
         row = int(removed[0, 0])
         raise ValueError(f"exclude[{row}, {targets[row]}]: expected False for the target of row {row}, found True")
+
+
+def _fake(
+    interests: Tensor,
+    candidates: Tensor,
+    targets: Tensor,
+    general: Tensor | None,
+    candidate_bias: Tensor | None,
+    exclude: Tensor | None,
+    candidate_ids: Tensor | None,
+    temperature: float,
+    temperature_tensor: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    users = interests.shape[0]
+    tiles = (candidates.shape[0] + CANDIDATE_TILE - 1) // CANDIDATE_TILE
+    dtype = accumulation_type(interests.dtype)
+    return (
+        interests.new_empty(users, dtype=dtype),
+        interests.new_empty(tiles, users, CANDIDATE_TILE, dtype=dtype),
+        interests.new_empty(users, tiles, dtype=dtype),
+        interests.new_empty(users, dtype=dtype),
+        interests.new_empty(tiles, users, CANDIDATE_TILE, dtype=torch.uint8),
+    )
+
+
+if _native.available:
+    _interest_softmax_loss = register_operator(
+        "cmi_fast", "interest_softmax_loss", fake=_fake, differentiable=(0, 1, 3, 4, 8)
+    )
