@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from cmi_fast import _native
+from cmi_fast.reference.rows import accumulation_type
 
 BACKENDS = ["reference"] + (["cpu"] if _native.available else [])
 needs_native = pytest.mark.skipif(not _native.available, reason="installed without compiled operators")
@@ -47,6 +48,18 @@ def assert_within_budget(
         scale = true.abs().max().clamp_min(1)
         error, budget = ((x.double() - true).abs().max() / scale for x in (our, their))
         assert error <= budget + tolerance, f"tensor {index}: error {error:.2e}, PyTorch's {budget:.2e}"
+
+
+def rounding(dtype: torch.dtype) -> float:
+    """Tolerance of an error budget for results of order one in ``dtype``: a few roundings of sums whose order differs.
+
+    Half types round once more, at the end, where the middle between two of their numbers may go either way. In float64
+    the truth is the reference itself, with as many roundings of its own.
+    """
+    few = 8 * torch.finfo(accumulation_type(dtype)).eps
+    if dtype == torch.float64:
+        return 2 * few
+    return few + torch.finfo(dtype).eps / 2 if dtype.itemsize == 2 else few
 
 
 def make_sequences(batch: int, length: int, m: int, d: int, dtype: torch.dtype = torch.float64) -> tuple[Tensor, ...]:

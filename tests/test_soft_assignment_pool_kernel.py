@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from checking import assert_within_budget, make_sequences, needs_native, to_jagged, with_gradients
+from checking import assert_within_budget, make_sequences, needs_native, rounding, to_jagged, with_gradients
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from cmi_fast import nn, reference
 from cmi_fast.functional import soft_assignment_pool
+from cmi_fast.ops.checks import FLOATING
 
 pytestmark = needs_native
 
@@ -38,28 +39,47 @@ def test_second_derivative_of_the_kernel_is_refused() -> None:
 
 
 @pytest.mark.usefixtures("poisoned")
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
+@pytest.mark.parametrize("dtype", FLOATING, ids=str)
 @pytest.mark.parametrize("jagged", [False, True], ids=["padded", "jagged"])
+@pytest.mark.parametrize("view_count", [0, 3], ids=["one-view", "views"])
 @pytest.mark.parametrize(("batch", "length", "m", "d"), SHAPES)
 def test_error_budget(
-    isa_level: str, batch: int, length: int, m: int, d: int, jagged: bool, dtype: torch.dtype
+    isa_level: str, batch: int, length: int, m: int, d: int, view_count: int, jagged: bool, dtype: torch.dtype
 ) -> None:
     items, categories, lengths = make_sequences(batch, length, m, d, dtype)
+    views = torch.rand(view_count, batch, length) < 0.4 if view_count else None  # some rows are in no view
     # What lies beyond a length is never read, and its gradient is zero.
-    items[torch.arange(length) >= lengths[:, None]] = math.nan
+    beyond = torch.arange(length) >= lengths[:, None]
+    items[beyond] = math.nan
     offsets = None
     if jagged:
         items, offsets = to_jagged(items, lengths)
-        lengths = None
+        lengths, views = None, None if views is None else views[:, ~beyond]
 
     def ours(items: Tensor, categories: Tensor) -> Tensor:
-        return soft_assignment_pool(items, categories, lengths, offsets=offsets, backend="cpu")
+        return soft_assignment_pool(items, categories, lengths, offsets=offsets, views=views, backend="cpu")
 
     def exact(items: Tensor, categories: Tensor) -> Tensor:
-        return reference.soft_assignment_pool(items, categories, lengths, offsets)
+        return reference.soft_assignment_pool(items, categories, lengths, offsets, views=views)
 
-    tolerance = 8 * torch.finfo(dtype).eps  # a few roundings of sums whose order differs
-    assert_within_budget(ours, exact, [items, categories], torch.randn(batch, m, d), tolerance)
+    shape = (batch, m, d) if views is None else (view_count, batch, m, d)
+    assert_within_budget(ours, exact, [items, categories], torch.randn(shape, dtype=dtype), rounding(dtype))
+
+
+@pytest.mark.usefixtures("poisoned")
+@pytest.mark.parametrize("view_count", [1, 2, 8])
+def test_views_of_long_sequences(isa_level: str, view_count: int) -> None:
+    """Longer than what is ordered by view at a time; up to every number of views, one of them empty."""
+    items, categories, _ = make_sequences(2, 600, 5, 9)
+    views = torch.rand(view_count, 2, 600) < 0.5
+    views[-1] = False
+    assert_within_budget(
+        lambda v, g: soft_assignment_pool(v, g, views=views, backend="cpu"),
+        lambda v, g: reference.soft_assignment_pool(v, g, views=views),
+        (items, categories),
+        torch.randn(view_count, 2, 5, 9, dtype=torch.float64),
+        rounding(torch.float64),
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
@@ -79,19 +99,21 @@ def test_temperature_gradient(isa_level: str, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("jagged", [False, True], ids=["padded", "jagged"])
-def test_opcheck(jagged: bool) -> None:
+@pytest.mark.parametrize("with_views", [False, True], ids=["one-view", "views"])
+def test_opcheck(jagged: bool, with_views: bool) -> None:
     items, categories, lengths = make_sequences(3, 6, 4, 5, torch.float32)
     index = (lengths, None)
     if jagged:
         items, offsets = to_jagged(items, lengths)
         index = (None, offsets)
+    views = torch.rand(2, *items.shape[:-1]) < 0.5 if with_views else None
     temperature = torch.tensor(0.2, requires_grad=True)
-    args = (items.requires_grad_(), categories.requires_grad_(), *index, 1.0, temperature)
+    args = (items.requires_grad_(), categories.requires_grad_(), *index, views, 1.0, temperature)
     torch.library.opcheck(torch.ops.cmi_fast.soft_assignment_pool.default, args)
     detached = [x.detach() if isinstance(x, Tensor) else x for x in args]
     torch.library.opcheck(
         torch.ops.cmi_fast.soft_assignment_pool_backward.default,
-        (torch.randn(3, 4, 5), *detached, True, True, True),
+        (torch.randn(2, 3, 4, 5) if with_views else torch.randn(3, 4, 5), *detached, True, True, True),
     )
 
 
@@ -128,8 +150,9 @@ def test_a_gradient_too_large_for_the_caches(isa_level: str, poisoned: None) -> 
 
 
 def test_same_bits_again_and_on_any_number_of_threads() -> None:
-    items, categories, lengths = make_sequences(200, 50, 8, 64, torch.float32)
-    cotangent = torch.randn(200, 8, 64)
+    items, categories, lengths = make_sequences(400, 50, 8, 64, torch.float32)
+    views = torch.rand(2, 400, 50) < 0.5
+    cotangent = torch.randn(2, 400, 8, 64)
     threads = torch.get_num_threads()
     results = []
     try:
@@ -137,7 +160,9 @@ def test_same_bits_again_and_on_any_number_of_threads() -> None:
             torch.set_num_threads(count)
             results.append(
                 with_gradients(
-                    lambda v, g: soft_assignment_pool(v, g, lengths, backend="cpu"), (items, categories), cotangent
+                    lambda v, g: soft_assignment_pool(v, g, lengths, views=views, backend="cpu"),
+                    (items, categories),
+                    cotangent,
                 )
             )
     finally:
@@ -170,7 +195,7 @@ def test_no_gradient_is_computed_that_nobody_asked_for(wanted: tuple[bool, bool,
 @pytest.mark.parametrize("wanted", [(True, False, False), (False, True, False), (False, False, True)])
 def test_backward_returns_only_what_is_wanted(wanted: tuple[bool, bool, bool]) -> None:
     items, categories, lengths = make_sequences(2, 3, 4, 5)
-    args = (torch.randn(2, 4, 5, dtype=torch.float64), items, categories, lengths, None, 0.1, None)
+    args = (torch.randn(2, 4, 5, dtype=torch.float64), items, categories, lengths, None, None, 0.1, None)
     everything = torch.ops.cmi_fast.soft_assignment_pool_backward(*args, True, True, True)
     for gradient, full, want in zip(
         torch.ops.cmi_fast.soft_assignment_pool_backward(*args, *wanted), everything, wanted, strict=True
@@ -192,7 +217,7 @@ def test_transforms_take_the_reference() -> None:
 def test_the_operator_itself_never_reads_out_of_bounds(offsets: list[int]) -> None:
     index = torch.tensor(offsets, dtype=torch.int64)
     with pytest.raises(RuntimeError, match="offsets must"):
-        torch.ops.cmi_fast.soft_assignment_pool(torch.zeros(6, 5), torch.zeros(4, 5), None, index, 0.1, None)
+        torch.ops.cmi_fast.soft_assignment_pool(torch.zeros(6, 5), torch.zeros(4, 5), None, index, None, 0.1, None)
 
 
 def test_a_compiled_graph_checks_values_in_the_operator() -> None:

@@ -102,7 +102,8 @@ def item_soft_assignment_pool(
             return reference.item_soft_assignment_pool(
                 ids, table, categories, lengths, offsets, temperature, views, sparse_grad
             )
-    ids, lengths, offsets = (None if x is None else x.to(torch.int64) for x in (ids, lengths, offsets))
+    ids = ids.to(torch.int64)
+    lengths, offsets = (None if x is None else x.to(torch.int64) for x in (lengths, offsets))
     if sparse_grad:
         ids, table = _rows_read(ids, table, lengths)
     return _item_soft_assignment_pool(ids, table, categories, lengths, offsets, views, number, tensor)
