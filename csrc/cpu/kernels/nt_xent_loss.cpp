@@ -9,59 +9,41 @@
 // a shift that all anchors can share while e^(-2/t) is a normal number; otherwise each keeps a running maximum.
 #include "cpu/kernels/nt_xent_loss.h"
 
-#include "cpu/kernels/product.h"
-#include "cpu/kernels/unit_rows.h"
+#include "cpu/kernels/nt_xent_panels.h"
 
 namespace cmi_fast {
 namespace {
-
-constexpr int64_t TILE = 64;  // rows: the tiles of a step stay in L2, what a product streams in L1
-constexpr int ROWS = 4;
-constexpr int VECTORS = REGISTERS == 32 ? 4 : 2;
 
 inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 inline int64_t greater(int64_t a, int64_t b) { return a > b ? a : b; }
 
 template <class T>
 struct Loops {
-  using V = Vector<T, WIDE>;
+  using C = Compute<T>;
+  using V = Vector<C, WIDE>;
   using Problem = NtXentLoss<T>;
-  static constexpr int LANES = VectorOf<T, WIDE>::LANES;
-  static constexpr T LOWEST = Float<T>::LOWEST;
+  using Panels = typename PanelsOf<T>::type;
+  static constexpr int LANES = VectorOf<C, WIDE>::LANES;
+  static constexpr C LOWEST = Float<C>::LOWEST;
 
-  static int64_t padded(int64_t d) { return round_up(d, LANES); }
   static int64_t partner(const Problem& p, int64_t i) { return i < p.pairs ? i + p.pairs : i - p.pairs; }
-  static T* row(const Problem& p, int64_t i) { return p.rows + i * padded(p.d); }
-  static T* tile_columns(const Problem& p, int64_t tile) { return p.columns + tile * TILE * padded(p.d); }
-  static T shift(const Problem& p) { return p.inverse_temperature * T(LOG2_E); }
+  static C shift(const Problem& p) { return p.inverse_temperature * C(LOG2_E); }
 
   static typename NtXentLossKernel<T>::Sizes sizes(int64_t pairs, int64_t d) {
     const int64_t tiles = round_up(2 * pairs, TILE) / TILE;
-    return {tiles, tiles * TILE * padded(d), tiles * TILE, 2 * TILE * TILE};
+    return {tiles, tiles * Panels::size(d), tiles * TILE * Panels::width(d), tiles * TILE, 2 * TILE * TILE};
   }
 
   static void pack(const Problem& p, int64_t begin, int64_t end) {
-    const int64_t d = p.d, wide = padded(d), n = 2 * p.pairs;
+    const int64_t wide = Panels::width(p.d);
     for (int64_t tile = begin; tile < end; ++tile) {
-      const int64_t first = tile * TILE;
-      set_zero(row(p, first), TILE * wide);
-      if (p.gradient) set_zero(p.gradient + first * wide, TILE * wide);
-      for (int64_t i = first; i < first + TILE; ++i) {
+      Panels::pack(p, tile);
+      if (p.gradient) set_zero(p.gradient + tile * TILE * wide, TILE * wide);
+      for (int64_t i = tile * TILE; i < (tile + 1) * TILE; ++i) {
         p.sums[i] = 0;
         p.maxima[i] = LOWEST;
         p.weights[i] = p.scaled_weights[i] = 0;
       }
-      for (int64_t i = first; i < smaller(first + TILE, n); ++i) {
-        const T* from = i < p.pairs ? p.first + i * d : p.second + (i - p.pairs) * d;
-        if (p.normalize)
-          unit_row(from, d, wide, row(p, i), p.inverse + i);
-        else
-          copy(from, d, row(p, i));
-      }
-      T* const columns = tile_columns(p, tile);
-      const T scale = shift(p);
-      for (int64_t j = 0; j < wide; ++j)
-        for (int64_t i = 0; i < TILE; ++i) columns[j * TILE + i] = row(p, first)[i * wide + j] * scale;
     }
   }
 
@@ -87,7 +69,7 @@ struct Loops {
     }
 
     // Writes `value` over the pairs that are no negatives: an anchor with itself, with its positive, with padding.
-    void mask(const Problem& p, T value, T* tile) const {
+    void mask(const Problem& p, C value, C* tile) const {
       if (full(p)) return;
       const int64_t n = 2 * p.pairs;
       const auto fill = [&](int64_t i, int64_t begin, int64_t end) {
@@ -108,11 +90,7 @@ struct Loops {
       }
     }
 
-    void scores(const Problem& p, T* tile) const {
-      const int64_t wide = padded(p.d);
-      product<V, ROWS, VECTORS>(TILE, TILE, wide, Scalars<T>{Loops::row(p, row), wide, 1},
-                                tile_columns(p, column / TILE), TILE, tile, TILE, false);
-    }
+    void scores(const Problem& p, C* tile) const { Panels::scores(p, row / TILE, column / TILE, tile); }
   };
 
   template <class Visit>
@@ -125,19 +103,19 @@ struct Loops {
       }
   }
 
-  static T sum_of(const T* values) {
+  static C sum_of(const C* values) {
     V sum{};
     for (int64_t j = 0; j < TILE; j += LANES) sum += load<V>(values + j);
-    T total = 0;
+    C total = 0;
     for (int lane = 0; lane < LANES; ++lane) total += sum[lane];
     return total;
   }
 
-  static void add_shifted(const Problem& p, const Tile& tile, T* scores) {
+  static void add_shifted(const Problem& p, const Tile& tile, C* scores) {
     const V top = V{} + shift(p);
     for (int64_t k = 0; k < TILE * TILE; k += LANES)
-      store(scores + k, exp2_nonpositive<T, WIDE>(load<V>(scores + k) - top));
-    tile.mask(p, T(0), scores);
+      store(scores + k, exp2_nonpositive<C, WIDE>(load<V>(scores + k) - top));
+    tile.mask(p, C(0), scores);
     for (int64_t i = 0; i < TILE; ++i) p.sums[tile.row + i] += sum_of(scores + i * TILE);
     if (tile.diagonal()) return;
     for (int64_t j = 0; j < TILE; j += LANES) {
@@ -148,126 +126,123 @@ struct Loops {
   }
 
   // Adds sum_k 2^(scores[k] - maximum) to an anchor's sum after raising its maximum to that of the new scores.
-  static void add_running(T* maximum, double* sum, const T* scores) {
+  static void add_running(C* maximum, double* sum, const C* scores) {
     V top = V{} + *maximum;
     for (int64_t k = 0; k < TILE; k += LANES) top = larger(top, load<V>(scores + k));
-    T highest = *maximum;
+    C highest = *maximum;
     for (int lane = 0; lane < LANES; ++lane)
       highest = top[lane] > highest || top[lane] != top[lane] ? top[lane] : highest;
     if (highest == LOWEST) return;  // no negatives yet
     V total{};
-    for (int64_t k = 0; k < TILE; k += LANES) total += exp2_nonpositive<T, WIDE>(load<V>(scores + k) - highest);
+    for (int64_t k = 0; k < TILE; k += LANES) total += exp2_nonpositive<C, WIDE>(load<V>(scores + k) - highest);
     double added = 0;
     for (int lane = 0; lane < LANES; ++lane) added += total[lane];
     *sum = *sum * __builtin_exp2(double(*maximum) - double(highest)) + added;
     *maximum = highest;
   }
 
-  static void transpose(const T* tile, T* transposed) {
-    for (int64_t i = 0; i < TILE; ++i)
-      for (int64_t j = 0; j < TILE; ++j) transposed[j * TILE + i] = tile[i * TILE + j];
-  }
-
-  static void add_sums(const Problem& p, int64_t a_begin, int64_t a_end, int64_t b_begin, int64_t b_end, T* workspace) {
+  static void add_sums(const Problem& p, int64_t a_begin, int64_t a_end, int64_t b_begin, int64_t b_end, C* workspace) {
     for_each_tile(p, a_begin, a_end, b_begin, b_end, [&](const Tile& tile) {
       tile.scores(p, workspace);
       if (!p.running) return add_shifted(p, tile, workspace);
       tile.mask(p, LOWEST, workspace);
-      const auto add = [&](int64_t anchor, const T* scores) {
+      const auto add = [&](int64_t anchor, const C* scores) {
         for (int64_t i = 0; i < TILE; ++i) add_running(p.maxima + anchor + i, p.sums + anchor + i, scores + i * TILE);
       };
       add(tile.row, workspace);
       if (tile.diagonal()) return;
-      transpose(workspace, workspace + TILE * TILE);
+      transpose(workspace, TILE, TILE, workspace + TILE * TILE);
       add(tile.column, workspace + TILE * TILE);
     });
   }
 
-  static T dot(const T* a, const T* b, int64_t d) {
-    T sum = 0;
+  template <class A, class B>
+  static C dot(const A& a, const B& b, int64_t d) {
+    C sum = 0;
 #pragma omp simd reduction(+ : sum)
     for (int64_t j = 0; j < d; ++j) sum += a[j] * b[j];
     return sum;
   }
 
   // L_i - s_ip in natural units.
-  static double margin(const Problem& p, int64_t i, T log_sum) {
-    const T positive = dot(row(p, i), row(p, partner(p, i)), p.d);
+  static double margin(const Problem& p, int64_t i, C log_sum) {
+    const C positive = dot(Panels::unit_row(p, i), Panels::unit_row(p, partner(p, i)), p.d);
     return LN_2 * log_sum - double(positive) * p.inverse_temperature;
   }
 
-  static void finish_losses(const Problem& p, int64_t begin, int64_t end, T* losses, T* log_sum) {
+  static void finish_losses(const Problem& p, int64_t begin, int64_t end, C* losses, C* log_sum) {
     for (int64_t i = begin; i < end; ++i) {
-      log_sum[i] = T(__builtin_log2(p.sums[i]) + (p.running ? p.maxima[i] : shift(p)));
+      log_sum[i] = C(__builtin_log2(p.sums[i]) + (p.running ? p.maxima[i] : shift(p)));
       if (!p.both && i >= p.pairs) continue;
       const double x = margin(p, i, log_sum[i]);
-      losses[i] = T(x > 0 ? x + __builtin_log1p(__builtin_exp(-x)) : __builtin_log1p(__builtin_exp(x)));
+      losses[i] = C(x > 0 ? x + __builtin_log1p(__builtin_exp(-x)) : __builtin_log1p(__builtin_exp(x)));
     }
   }
 
   // The weights b_i and, with a shared shift, b_i / sum; with a running maximum L_i in its place. Without negatives G =
   // 0.
-  static void start_gradient(const Problem& p, int64_t begin, int64_t end, const T* losses_grad, const T* log_sum) {
+  static void start_gradient(const Problem& p, int64_t begin, int64_t end, const C* losses_grad, const C* log_sum) {
     for (int64_t i = begin; i < end; ++i) {
       const bool anchor = i < (p.both ? 2 * p.pairs : p.pairs);
       const bool negatives = anchor && log_sum[i] != -__builtin_inf();
       const double sigma = negatives ? 1 / (1 + __builtin_exp(-margin(p, i, log_sum[i]))) : 0;
-      p.weights[i] = anchor ? T(losses_grad[i] * sigma) : T(0);
+      p.weights[i] = anchor ? C(losses_grad[i] * sigma) : C(0);
       if (p.running)
         p.scaled_weights[i] = negatives ? log_sum[i] : -LOWEST;
       else
-        p.scaled_weights[i] = negatives ? T(p.weights[i] * __builtin_exp2(double(shift(p)) - log_sum[i])) : T(0);
+        p.scaled_weights[i] = negatives ? C(p.weights[i] * __builtin_exp2(double(shift(p)) - log_sum[i])) : C(0);
     }
   }
 
-  // Scores of a tile to its G.
-  static void weigh(const Problem& p, const Tile& tile, T* scores) {
-    const T* const scaled = p.scaled_weights;
+  // Scores of a tile to its G, times the factors of both rows where panels lack them.
+  static void weigh(const Problem& p, const Tile& tile, C* scores) {
     const V top = V{} + shift(p);
-    for (int64_t i = 0; i < TILE; ++i) {
-      const T row_scaled = scaled[tile.row + i], row_weight = p.weights[tile.row + i];
-      for (int64_t j = 0; j < TILE; j += LANES) {
-        const V s = load<V>(scores + i * TILE + j), column_scaled = load<V>(scaled + tile.column + j);
+    for (int64_t j = 0; j < TILE; j += LANES) {
+      const V column_factor = Panels::FACTORS ? load<V>(p.factors + tile.column + j) : V{} + C(1);
+      const V column_scaled = load<V>(p.scaled_weights + tile.column + j);
+      const V column_weight = load<V>(p.weights + tile.column + j);
+      for (int64_t i = 0; i < TILE; ++i) {
+        const C row_scaled = p.scaled_weights[tile.row + i], row_weight = p.weights[tile.row + i];
+        const V s = load<V>(scores + i * TILE + j);
         V g;
         if (p.running)
-          g = row_weight * exp2_nonpositive<T, WIDE>(s - row_scaled) +
-              load<V>(p.weights + tile.column + j) * exp2_nonpositive<T, WIDE>(s - column_scaled);
+          g = row_weight * exp2_nonpositive<C, WIDE>(s - row_scaled) +
+              column_weight * exp2_nonpositive<C, WIDE>(s - column_scaled);
         else
-          g = exp2_nonpositive<T, WIDE>(s - top) * (row_scaled + column_scaled);
+          g = exp2_nonpositive<C, WIDE>(s - top) * (row_scaled + column_scaled);
+        if (Panels::FACTORS) g *= p.factors[tile.row + i] * column_factor;
         store(scores + i * TILE + j, g);
       }
     }
-    tile.mask(p, T(0), scores);
+    tile.mask(p, C(0), scores);
   }
 
   static void add_gradient(const Problem& p, int64_t a_begin, int64_t a_end, int64_t b_begin, int64_t b_end,
-                           T* workspace) {
-    const int64_t wide = padded(p.d);
+                           C* workspace) {
     for_each_tile(p, a_begin, a_end, b_begin, b_end, [&](const Tile& tile) {
       tile.scores(p, workspace);
       weigh(p, tile, workspace);
-      product<V, ROWS, VECTORS>(TILE, wide, TILE, Scalars<T>{workspace, TILE, 1}, row(p, tile.column), wide,
-                                p.gradient + tile.row * wide, wide, true);
-      if (tile.diagonal()) return;
-      product<V, ROWS, VECTORS>(TILE, wide, TILE, Scalars<T>{workspace, 1, TILE}, row(p, tile.row), wide,
-                                p.gradient + tile.column * wide, wide, true);
+      Panels::add_gradient(p, tile.row / TILE, tile.column / TILE, workspace, workspace + TILE * TILE);
     });
   }
 
   static double finish_gradient(const Problem& p, int64_t begin, int64_t end, T* first, T* second) {
-    const int64_t d = p.d, wide = padded(d);
+    const int64_t d = p.d;
     double temperature = 0;
     for (int64_t i = begin; i < end; ++i) {
       const int64_t positive = partner(p, i);
-      const T weight = p.weights[i] + p.weights[positive];
-      T* const dz = p.gradient + i * wide;
-      const T *z = row(p, i), *other = row(p, positive);
-      for (int64_t j = 0; j < d; ++j) dz[j] = (dz[j] - weight * other[j]) * p.inverse_temperature;
-      const T radial = dot(z, dz, d);
+      const C weight = p.weights[i] + p.weights[positive];
+      C* const dz = p.gradient + i * Panels::width(d);
+      const auto z = Panels::unit_row(p, i), other = Panels::unit_row(p, positive);
+      const C unscale = Panels::FACTORS ? (p.factors[i] != 0 ? 1 / p.factors[i] : C(0)) : C(1);
+      for (int64_t j = 0; j < d; ++j) dz[j] = (dz[j] * unscale - weight * other[j]) * p.inverse_temperature;
+      const C radial = dot(z, dz, d);
       temperature -= double(radial) * p.inverse_temperature / 2;
       T* const to = i < p.pairs ? (first ? first + i * d : nullptr) : (second ? second + (i - p.pairs) * d : nullptr);
       if (!to) continue;
-      for (int64_t j = 0; j < d; ++j) to[j] = p.normalize ? (dz[j] - z[j] * radial) * p.inverse[i] : dz[j];
+      if (p.normalize)
+        for (int64_t j = 0; j < d; ++j) dz[j] = (dz[j] - z[j] * radial) * p.inverse[i];
+      narrow(dz, d, to);
     }
     return temperature;
   }
@@ -280,7 +255,8 @@ struct Loops {
 
 namespace CMI_FAST_LEVEL {
 extern const NtXentLossKernels nt_xent_loss;
-const NtXentLossKernels nt_xent_loss{Loops<float>::KERNEL, Loops<double>::KERNEL};
+const NtXentLossKernels nt_xent_loss{Loops<float>::KERNEL, Loops<double>::KERNEL, Loops<BFloat16>::KERNEL,
+                                     Loops<Half>::KERNEL};
 }  // namespace CMI_FAST_LEVEL
 
 }  // namespace cmi_fast

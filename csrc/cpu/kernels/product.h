@@ -3,6 +3,10 @@
 
 #include "cpu/kernels/vector.h"
 
+#if defined(__AVX512BF16__)
+#include <immintrin.h>
+#endif
+
 namespace cmi_fast {
 namespace {
 
@@ -13,15 +17,31 @@ struct Scalars {
   int64_t row_stride, step;
 };
 
+template <class V, class T>
+inline V multiply_add(T left, V right, V sum) {
+  return sum + left * right;
+}
+
+#if defined(__AVX512BF16__)
+// Two consecutive steps of a product of bfloat16 matrices, the earlier one in the lower half. Summed in float.
+using BFloat16Pair = uint32_t;
+
+inline Vector<float, WIDE> multiply_add(BFloat16Pair left, Vector<BFloat16Pair, WIDE> right, Vector<float, WIDE> sum) {
+  return _mm512_dpbf16_ps(sum, (__m512bh)(Vector<BFloat16Pair, WIDE>{} + left), (__m512bh)right);
+}
+#endif
+
 // ROWS x VECTORS accumulators in registers; each step multiplies one scalar of every row with a row of B.
-template <class V, int ROWS, int VECTORS, class T>
-inline void product_tile(int64_t depth, Scalars<T> a, const T* b, int64_t b_stride, T* c, int64_t c_stride, bool add) {
+template <class V, int ROWS, int VECTORS, class T, class Sum, class Finish>
+inline void product_tile(int64_t depth, Scalars<T> a, const T* b, int64_t b_stride, Sum* c, int64_t c_stride, bool add,
+                         const Finish& finish) {
+  using S = Vector<Sum, sizeof(V)>;
   constexpr int LANES = sizeof(V) / sizeof(T);
-  V sum[ROWS][VECTORS];
+  S sum[ROWS][VECTORS];
 #pragma GCC unroll 16
   for (int row = 0; row < ROWS; ++row)
 #pragma GCC unroll 16
-    for (int v = 0; v < VECTORS; ++v) sum[row][v] = add ? load<V>(c + row * c_stride + v * LANES) : V{};
+    for (int v = 0; v < VECTORS; ++v) sum[row][v] = add ? load<S>(c + row * c_stride + v * LANES) : S{};
   for (int64_t k = 0; k < depth; ++k) {
     V right[VECTORS];
 #pragma GCC unroll 16
@@ -30,30 +50,39 @@ inline void product_tile(int64_t depth, Scalars<T> a, const T* b, int64_t b_stri
     for (int row = 0; row < ROWS; ++row) {
       const T left = a.data[row * a.row_stride + k * a.step];
 #pragma GCC unroll 16
-      for (int v = 0; v < VECTORS; ++v) sum[row][v] += left * right[v];
+      for (int v = 0; v < VECTORS; ++v) sum[row][v] = multiply_add(left, right[v], sum[row][v]);
     }
   }
 #pragma GCC unroll 16
   for (int row = 0; row < ROWS; ++row)
 #pragma GCC unroll 16
-    for (int v = 0; v < VECTORS; ++v) store(c + row * c_stride + v * LANES, sum[row][v]);
+    for (int v = 0; v < VECTORS; ++v) store(c + row * c_stride + v * LANES, finish(sum[row][v], row, v * LANES));
 }
 
-// C [rows, columns] = (add ? C : 0) + A [rows, depth] B [depth, columns].
+// C [rows, columns] = finish((add ? C : 0) + A [rows, depth] B [depth, columns]), where finish(sums, row, column) takes
+// a vector of a row's sums from `column` on.
 // rows is a multiple of ROWS and columns of V's lanes: blocks are padded, so there are no tails.
-template <class V, int ROWS, int VECTORS, class T>
-inline void product(int64_t rows, int64_t columns, int64_t depth, Scalars<T> a, const T* b, int64_t b_stride, T* c,
-                    int64_t c_stride, bool add) {
+template <class V, int ROWS, int VECTORS, class T, class Sum, class Finish>
+inline void product(int64_t rows, int64_t columns, int64_t depth, Scalars<T> a, const T* b, int64_t b_stride, Sum* c,
+                    int64_t c_stride, bool add, const Finish& finish) {
   constexpr int LANES = sizeof(V) / sizeof(T);
   for (int64_t row = 0; row < rows; row += ROWS) {
     const Scalars<T> left{a.data + row * a.row_stride, a.row_stride, a.step};
-    T* out = c + row * c_stride;
+    Sum* const out = c + row * c_stride;
     int64_t column = 0;
+    const auto finish_tile = [&](auto sums, int64_t i, int64_t j) { return finish(sums, row + i, column + j); };
     for (; column + VECTORS * LANES <= columns; column += VECTORS * LANES)
-      product_tile<V, ROWS, VECTORS>(depth, left, b + column, b_stride, out + column, c_stride, add);
+      product_tile<V, ROWS, VECTORS>(depth, left, b + column, b_stride, out + column, c_stride, add, finish_tile);
     for (; column < columns; column += LANES)
-      product_tile<V, ROWS, 1>(depth, left, b + column, b_stride, out + column, c_stride, add);
+      product_tile<V, ROWS, 1>(depth, left, b + column, b_stride, out + column, c_stride, add, finish_tile);
   }
+}
+
+template <class V, int ROWS, int VECTORS, class T, class Sum>
+inline void product(int64_t rows, int64_t columns, int64_t depth, Scalars<T> a, const T* b, int64_t b_stride, Sum* c,
+                    int64_t c_stride, bool add) {
+  product<V, ROWS, VECTORS>(rows, columns, depth, a, b, b_stride, c, c_stride, add,
+                            [](auto sums, int64_t, int64_t) { return sums; });
 }
 
 }  // namespace
