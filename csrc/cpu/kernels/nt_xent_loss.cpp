@@ -24,6 +24,7 @@ struct Loops {
   using Problem = NtXentLoss<T>;
   using Panels = typename PanelsOf<T>::type;
   static constexpr int LANES = VectorOf<C, WIDE>::LANES;
+  static constexpr int STEP = REGISTERS == 32 ? 4 : 2;  // vectors whose exponentials are taken together
   static constexpr C LOWEST = Float<C>::LOWEST;
 
   static int64_t partner(const Problem& p, int64_t i) { return i < p.pairs ? i + p.pairs : i - p.pairs; }
@@ -68,29 +69,20 @@ struct Loops {
       return !p.cross_view || (row + TILE <= p.pairs && column >= p.pairs);
     }
 
-    // Writes `value` over the pairs that are no negatives: an anchor with itself, with its positive, with padding.
-    void mask(const Problem& p, C value, C* tile) const {
-      if (full(p)) return;
-      const int64_t n = 2 * p.pairs;
-      const auto fill = [&](int64_t i, int64_t begin, int64_t end) {
-        for (int64_t j = greater(begin - column, 0); j < smaller(end - column, TILE); ++j) tile[i * TILE + j] = value;
+    // Writes `value` over the pairs of row i that are no negatives: with itself, its positive, padding.
+    void mask(const Problem& p, int64_t i, C value, C* scores) const {
+      const int64_t n = 2 * p.pairs, anchor = row + i, positive = partner(p, anchor);
+      const auto fill = [&](int64_t begin, int64_t end) {
+        for (int64_t j = greater(begin - column, 0); j < smaller(end - column, TILE); ++j) scores[j] = value;
       };
-      for (int64_t i = 0; i < TILE; ++i) {
-        const int64_t anchor = row + i, positive = partner(p, anchor);
-        fill(i, n, column + TILE);
-        if (anchor >= n) {
-          fill(i, column, column + TILE);
-        } else if (p.cross_view) {
-          anchor < p.pairs ? fill(i, 0, p.pairs) : fill(i, p.pairs, n);
-          fill(i, positive, positive + 1);
-        } else {
-          fill(i, anchor, anchor + 1);
-          fill(i, positive, positive + 1);
-        }
-      }
+      if (anchor >= n) return fill(column, column + TILE);
+      fill(n, column + TILE);
+      fill(positive, positive + 1);
+      if (p.cross_view)
+        anchor < p.pairs ? fill(0, p.pairs) : fill(p.pairs, n);
+      else
+        fill(anchor, anchor + 1);
     }
-
-    void scores(const Problem& p, C* tile) const { Panels::scores(p, row / TILE, column / TILE, tile); }
   };
 
   template <class Visit>
@@ -103,26 +95,55 @@ struct Loops {
       }
   }
 
-  static C sum_of(const C* values) {
-    V sum{};
-    for (int64_t j = 0; j < TILE; j += LANES) sum += load<V>(values + j);
-    C total = 0;
-    for (int lane = 0; lane < LANES; ++lane) total += sum[lane];
-    return total;
+  // The products of a tile's rows [TILE, TILE], row by row while L1 holds them: visit(i, products [TILE]).
+  template <class Visit>
+  static void for_each_row(const Problem& p, const Tile& tile, C* products, const Visit& visit) {
+    Panels::products(p, tile.row / TILE, tile.column / TILE, products, [&](int64_t row) {
+      for (int64_t i = row; i < row + ROWS; ++i) visit(i, products + i * TILE);
+    });
   }
 
-  static void add_shifted(const Problem& p, const Tile& tile, C* scores) {
-    const V top = V{} + shift(p);
-    for (int64_t k = 0; k < TILE * TILE; k += LANES)
-      store(scores + k, exp2_nonpositive<C, WIDE>(load<V>(scores + k) - top));
-    tile.mask(p, C(0), scores);
-    for (int64_t i = 0; i < TILE; ++i) p.sums[tile.row + i] += sum_of(scores + i * TILE);
-    if (tile.diagonal()) return;
-    for (int64_t j = 0; j < TILE; j += LANES) {
-      V sum{};
-      for (int64_t i = 0; i < TILE; ++i) sum += load<V>(scores + i * TILE + j);
-      for (int lane = 0; lane < LANES; ++lane) p.sums[tile.column + j + lane] += sum[lane];
+  // Scores of row i from column j on. `factor` is what panels lack: that of both rows, times log2(e) / t; or 1.
+  static void load_scores(const Problem& p, const Tile& tile, int64_t i, int64_t j, const C* products, V (&score)[STEP],
+                          V (&factor)[STEP]) {
+    const C row_factor = Panels::FACTORS ? p.factors[tile.row + i] * shift(p) : C(1);
+    const C* const column_factor = p.factors + tile.column + j;
+#pragma GCC unroll 16
+    for (int v = 0; v < STEP; ++v) {
+      score[v] = load<V>(products + j + v * LANES);
+      factor[v] = V{} + C(1);
+      if (!Panels::FACTORS) continue;
+      factor[v] = row_factor * load<V>(column_factor + v * LANES);
+      score[v] *= factor[v];
     }
+  }
+
+  static void add_shifted(const Problem& p, const Tile& tile, C* workspace) {
+    const bool full = tile.full(p);
+    const V top = V{} + shift(p);
+    double *const row_sums = p.sums + tile.row, *const column_sums = p.sums + tile.column;
+    V columns[TILE / LANES] = {};
+    for_each_row(p, tile, workspace, [&](int64_t i, C* scores) {
+      for (int64_t j = 0; j < TILE; j += STEP * LANES) {
+        V e[STEP], factor[STEP];
+        load_scores(p, tile, i, j, scores, e, factor);
+#pragma GCC unroll 16
+        for (int v = 0; v < STEP; ++v) e[v] -= top;
+        exp2_nonpositive<C, WIDE>(e);
+#pragma GCC unroll 16
+        for (int v = 0; v < STEP; ++v) store(scores + j + v * LANES, e[v]);
+      }
+      if (!full) tile.mask(p, i, C(0), scores);
+      V row{};
+      for (int64_t v = 0; v < TILE / LANES; ++v) {
+        const V e = load<V>(scores + v * LANES);
+        row += e;
+        columns[v] += e;
+      }
+      row_sums[i] += sum_lanes<C, WIDE>(row)[0];
+    });
+    if (tile.diagonal()) return;
+    for (int64_t j = 0; j < TILE; ++j) column_sums[j] += columns[j / LANES][j % LANES];
   }
 
   // Adds sum_k 2^(scores[k] - maximum) to an anchor's sum after raising its maximum to that of the new scores.
@@ -133,26 +154,30 @@ struct Loops {
     for (int lane = 0; lane < LANES; ++lane)
       highest = top[lane] > highest || top[lane] != top[lane] ? top[lane] : highest;
     if (highest == LOWEST) return;  // no negatives yet
-    V total{};
-    for (int64_t k = 0; k < TILE; k += LANES) total += exp2_nonpositive<C, WIDE>(load<V>(scores + k) - highest);
-    double added = 0;
-    for (int lane = 0; lane < LANES; ++lane) added += total[lane];
-    *sum = *sum * __builtin_exp2(double(*maximum) - double(highest)) + added;
+    V added{};
+    for (int64_t k = 0; k < TILE; k += LANES) added += exp2_nonpositive<C, WIDE>(load<V>(scores + k) - highest);
+    *sum = *sum * __builtin_exp2(double(*maximum) - double(highest)) + sum_lanes<C, WIDE>(added)[0];
     *maximum = highest;
   }
 
   static void add_sums(const Problem& p, int64_t a_begin, int64_t a_end, int64_t b_begin, int64_t b_end, C* workspace) {
     for_each_tile(p, a_begin, a_end, b_begin, b_end, [&](const Tile& tile) {
-      tile.scores(p, workspace);
       if (!p.running) return add_shifted(p, tile, workspace);
-      tile.mask(p, LOWEST, workspace);
-      const auto add = [&](int64_t anchor, const C* scores) {
-        for (int64_t i = 0; i < TILE; ++i) add_running(p.maxima + anchor + i, p.sums + anchor + i, scores + i * TILE);
-      };
-      add(tile.row, workspace);
+      const bool full = tile.full(p);
+      for_each_row(p, tile, workspace, [&](int64_t i, C* scores) {
+        for (int64_t j = 0; j < TILE; j += STEP * LANES) {
+          V s[STEP], factor[STEP];
+          load_scores(p, tile, i, j, scores, s, factor);
+          for (int v = 0; v < STEP; ++v) store(scores + j + v * LANES, s[v]);
+        }
+        if (!full) tile.mask(p, i, LOWEST, scores);
+        add_running(p.maxima + tile.row + i, p.sums + tile.row + i, scores);
+      });
       if (tile.diagonal()) return;
-      transpose(workspace, TILE, TILE, workspace + TILE * TILE);
-      add(tile.column, workspace + TILE * TILE);
+      C* const columns = workspace + TILE * TILE;
+      transpose(workspace, TILE, TILE, columns);
+      for (int64_t j = 0; j < TILE; ++j)
+        add_running(p.maxima + tile.column + j, p.sums + tile.column + j, columns + j * TILE);
     });
   }
 
@@ -194,34 +219,41 @@ struct Loops {
     }
   }
 
-  // Scores of a tile to its G, times the factors of both rows where panels lack them.
-  static void weigh(const Problem& p, const Tile& tile, C* scores) {
+  // G of a tile, times the factors of both rows where panels lack them.
+  static void pair_gradients(const Problem& p, const Tile& tile, C* workspace) {
+    const bool full = tile.full(p);
     const V top = V{} + shift(p);
-    for (int64_t j = 0; j < TILE; j += LANES) {
-      const V column_factor = Panels::FACTORS ? load<V>(p.factors + tile.column + j) : V{} + C(1);
-      const V column_scaled = load<V>(p.scaled_weights + tile.column + j);
-      const V column_weight = load<V>(p.weights + tile.column + j);
-      for (int64_t i = 0; i < TILE; ++i) {
-        const C row_scaled = p.scaled_weights[tile.row + i], row_weight = p.weights[tile.row + i];
-        const V s = load<V>(scores + i * TILE + j);
-        V g;
-        if (p.running)
-          g = row_weight * exp2_nonpositive<C, WIDE>(s - row_scaled) +
-              column_weight * exp2_nonpositive<C, WIDE>(s - column_scaled);
-        else
-          g = exp2_nonpositive<C, WIDE>(s - top) * (row_scaled + column_scaled);
-        if (Panels::FACTORS) g *= p.factors[tile.row + i] * column_factor;
-        store(scores + i * TILE + j, g);
+    const C *const row_scaled = p.scaled_weights + tile.row, *const column_scaled = p.scaled_weights + tile.column;
+    const C *const row_weight = p.weights + tile.row, *const column_weight = p.weights + tile.column;
+    for_each_row(p, tile, workspace, [&](int64_t i, C* scores) {
+      for (int64_t j = 0; j < TILE; j += STEP * LANES) {
+        V g[STEP], factor[STEP];
+        load_scores(p, tile, i, j, scores, g, factor);
+        if (p.running) {
+#pragma GCC unroll 16
+          for (int v = 0; v < STEP; ++v) {
+            const int64_t k = j + v * LANES;
+            g[v] = row_weight[i] * exp2_nonpositive<C, WIDE>(g[v] - row_scaled[i]) +
+                   load<V>(column_weight + k) * exp2_nonpositive<C, WIDE>(g[v] - load<V>(column_scaled + k));
+          }
+        } else {
+#pragma GCC unroll 16
+          for (int v = 0; v < STEP; ++v) g[v] -= top;
+          exp2_nonpositive<C, WIDE>(g);
+#pragma GCC unroll 16
+          for (int v = 0; v < STEP; ++v) g[v] *= row_scaled[i] + load<V>(column_scaled + j + v * LANES);
+        }
+#pragma GCC unroll 16
+        for (int v = 0; v < STEP; ++v) store(scores + j + v * LANES, Panels::FACTORS ? g[v] * factor[v] : g[v]);
       }
-    }
-    tile.mask(p, C(0), scores);
+      if (!full) tile.mask(p, i, C(0), scores);
+    });
   }
 
   static void add_gradient(const Problem& p, int64_t a_begin, int64_t a_end, int64_t b_begin, int64_t b_end,
                            C* workspace) {
     for_each_tile(p, a_begin, a_end, b_begin, b_end, [&](const Tile& tile) {
-      tile.scores(p, workspace);
-      weigh(p, tile, workspace);
+      pair_gradients(p, tile, workspace);
       Panels::add_gradient(p, tile.row / TILE, tile.column / TILE, workspace, workspace + TILE * TILE);
     });
   }
@@ -234,7 +266,7 @@ struct Loops {
       const C weight = p.weights[i] + p.weights[positive];
       C* const dz = p.gradient + i * Panels::width(d);
       const auto z = Panels::unit_row(p, i), other = Panels::unit_row(p, positive);
-      const C unscale = Panels::FACTORS ? (p.factors[i] != 0 ? 1 / p.factors[i] : C(0)) : C(1);
+      const C factor = Panels::FACTORS ? p.factors[i] * shift(p) : C(1), unscale = factor == 0 ? C(0) : 1 / factor;
       for (int64_t j = 0; j < d; ++j) dz[j] = (dz[j] * unscale - weight * other[j]) * p.inverse_temperature;
       const C radial = dot(z, dz, d);
       temperature -= double(radial) * p.inverse_temperature / 2;

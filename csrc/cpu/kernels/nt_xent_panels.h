@@ -54,11 +54,12 @@ struct UnitPanels {
     for (int64_t k = 0; k < wide * TILE; ++k) column[k] *= scale;
   }
 
-  // scores [TILE, TILE] of the rows of tile a with those of tile b.
-  static void scores(const Problem& p, int64_t a, int64_t b, C* scores) {
+  // The scores [TILE, TILE] of the rows of tile a with those of tile b; visit(row) as in `product`.
+  template <class Visit>
+  static void products(const Problem& p, int64_t a, int64_t b, C* scores, const Visit& visit) {
     const int64_t wide = width(p.d);
     product<V, ROWS, VECTORS>(TILE, TILE, wide, Scalars<C>{rows(p, a), wide, 1}, columns(p, b), TILE, scores, TILE,
-                              false);
+                              false, visit);
   }
 
   // From the pairs' weights [TILE, TILE]: adds their products with the rows of b to the gradient of a, and the other
@@ -150,14 +151,12 @@ struct BFloat16Panels {
         stack[i / 2 * wide + j] = row[i * wide + j].bits | BFloat16Pair(row[(i + 1) * wide + j].bits) << 16;
   }
 
-  static void scores(const Problem& p, int64_t a, int64_t b, float* scores) {
+  // The scores lack the factors of both rows and log2(e) / t.
+  template <class Visit>
+  static void products(const Problem& p, int64_t a, int64_t b, float* scores, const Visit& visit) {
     const int64_t half = width(p.d) / 2;
-    const float scale = p.inverse_temperature * float(LOG2_E);
     product<V, ROWS, VECTORS>(TILE, TILE, half, Scalars<BFloat16Pair>{rows(p, a), half, 1}, columns(p, b), TILE, scores,
-                              TILE, false, [&](auto sums, int64_t i, int64_t j) {
-                                const float factor = p.factors[a * TILE + i] * scale;
-                                return sums * factor * load<Vector<float, WIDE>>(p.factors + b * TILE + j);
-                              });
+                              TILE, false, visit);
   }
 
   // Rounds the weights, which hold the factors of both rows. Pairs of columns make the left side of one product, pairs

@@ -32,9 +32,9 @@ inline Vector<float, WIDE> multiply_add(BFloat16Pair left, Vector<BFloat16Pair, 
 #endif
 
 // ROWS x VECTORS accumulators in registers; each step multiplies one scalar of every row with a row of B.
-template <class V, int ROWS, int VECTORS, class T, class Sum, class Finish>
-inline void product_tile(int64_t depth, Scalars<T> a, const T* b, int64_t b_stride, Sum* c, int64_t c_stride, bool add,
-                         const Finish& finish) {
+template <class V, int ROWS, int VECTORS, class T, class Sum>
+inline void product_tile(int64_t depth, Scalars<T> a, const T* b, int64_t b_stride, Sum* c, int64_t c_stride,
+                         bool add) {
   using S = Vector<Sum, sizeof(V)>;
   constexpr int LANES = sizeof(V) / sizeof(T);
   S sum[ROWS][VECTORS];
@@ -56,33 +56,32 @@ inline void product_tile(int64_t depth, Scalars<T> a, const T* b, int64_t b_stri
 #pragma GCC unroll 16
   for (int row = 0; row < ROWS; ++row)
 #pragma GCC unroll 16
-    for (int v = 0; v < VECTORS; ++v) store(c + row * c_stride + v * LANES, finish(sum[row][v], row, v * LANES));
+    for (int v = 0; v < VECTORS; ++v) store(c + row * c_stride + v * LANES, sum[row][v]);
 }
 
-// C [rows, columns] = finish((add ? C : 0) + A [rows, depth] B [depth, columns]), where finish(sums, row, column) takes
-// a vector of a row's sums from `column` on.
-// rows is a multiple of ROWS and columns of V's lanes: blocks are padded, so there are no tails.
-template <class V, int ROWS, int VECTORS, class T, class Sum, class Finish>
+// C [rows, columns] = (add ? C : 0) + A [rows, depth] B [depth, columns], and visit(row) when the ROWS rows from `row`
+// on are done, while L1 holds them. rows is a multiple of ROWS and columns of V's lanes: blocks are padded, so there
+// are no tails.
+template <class V, int ROWS, int VECTORS, class T, class Sum, class Visit>
 inline void product(int64_t rows, int64_t columns, int64_t depth, Scalars<T> a, const T* b, int64_t b_stride, Sum* c,
-                    int64_t c_stride, bool add, const Finish& finish) {
+                    int64_t c_stride, bool add, const Visit& visit) {
   constexpr int LANES = sizeof(V) / sizeof(T);
   for (int64_t row = 0; row < rows; row += ROWS) {
     const Scalars<T> left{a.data + row * a.row_stride, a.row_stride, a.step};
     Sum* const out = c + row * c_stride;
     int64_t column = 0;
-    const auto finish_tile = [&](auto sums, int64_t i, int64_t j) { return finish(sums, row + i, column + j); };
     for (; column + VECTORS * LANES <= columns; column += VECTORS * LANES)
-      product_tile<V, ROWS, VECTORS>(depth, left, b + column, b_stride, out + column, c_stride, add, finish_tile);
+      product_tile<V, ROWS, VECTORS>(depth, left, b + column, b_stride, out + column, c_stride, add);
     for (; column < columns; column += LANES)
-      product_tile<V, ROWS, 1>(depth, left, b + column, b_stride, out + column, c_stride, add, finish_tile);
+      product_tile<V, ROWS, 1>(depth, left, b + column, b_stride, out + column, c_stride, add);
+    visit(row);
   }
 }
 
 template <class V, int ROWS, int VECTORS, class T, class Sum>
 inline void product(int64_t rows, int64_t columns, int64_t depth, Scalars<T> a, const T* b, int64_t b_stride, Sum* c,
                     int64_t c_stride, bool add) {
-  product<V, ROWS, VECTORS>(rows, columns, depth, a, b, b_stride, c, c_stride, add,
-                            [](auto sums, int64_t, int64_t) { return sums; });
+  product<V, ROWS, VECTORS>(rows, columns, depth, a, b, b_stride, c, c_stride, add, [](int64_t) {});
 }
 
 }  // namespace
