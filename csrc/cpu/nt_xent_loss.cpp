@@ -87,8 +87,10 @@ struct Call {
                .weights = vector + 3 * sizes.anchors,
                .scaled_weights = vector + 4 * sizes.anchors,
                .gradient = backward ? matrix + sizes.panels : nullptr};
-    // Even, or 1; enough for 64 threads to have a pair of blocks each.
-    blocks = sizes.tiles == 1 ? 1 : std::min<int64_t>((sizes.tiles + 1) / 2 * 2, 128);
+    // Even, or 1. Half as many threads find work. Beyond 32, eight tiles each: two such blocks stay in L2 while all
+    // their tiles meet.
+    blocks = std::min<int64_t>(sizes.tiles, std::clamp<int64_t>(sizes.tiles / 8, 32, 128));
+    blocks = blocks == 1 ? 1 : (blocks + 1) / 2 * 2;
     // A pair of tiles takes a few microseconds; a thread is worth waking for a good many.
     workers = std::clamp<int64_t>(sizes.tiles * sizes.tiles / 32, 1, torch::stable::get_num_threads());
     workspace = empty(workers * sizes.workspace);

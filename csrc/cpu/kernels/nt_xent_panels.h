@@ -92,7 +92,7 @@ struct ScaledRow {
 // the error.) Every panel holds pairs of numbers that one instruction multiplies and sums.
 struct BFloat16Panels {
   using C = float;
-  using V = Vector<BFloat16Pair, WIDE>;
+  using V = BFloat16Pairs;
   using Problem = NtXentLoss<BFloat16>;
   static constexpr int LANES = VectorOf<float, WIDE>::LANES;
   static constexpr bool FACTORS = true;

@@ -26,8 +26,14 @@ inline V multiply_add(T left, V right, V sum) {
 // Two consecutive steps of a product of bfloat16 matrices, the earlier one in the lower half. Summed in float.
 using BFloat16Pair = uint32_t;
 
-inline Vector<float, WIDE> multiply_add(BFloat16Pair left, Vector<BFloat16Pair, WIDE> right, Vector<float, WIDE> sum) {
-  return _mm512_dpbf16_ps(sum, (__m512bh)(Vector<BFloat16Pair, WIDE>{} + left), (__m512bh)right);
+using BFloat16Pairs = Vector<BFloat16Pair, WIDE>;
+
+inline Vector<float, WIDE> multiply_add(BFloat16Pairs left, BFloat16Pairs right, Vector<float, WIDE> sum) {
+  return _mm512_dpbf16_ps(sum, (__m512bh)left, (__m512bh)right);
+}
+
+inline Vector<float, WIDE> multiply_add(BFloat16Pair left, BFloat16Pairs right, Vector<float, WIDE> sum) {
+  return multiply_add(BFloat16Pairs{} + left, right, sum);
 }
 #endif
 
