@@ -149,7 +149,7 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Call<T>& call, const Tensor& l
                       log_sum_.numel() == n && log_sum_.scalar_type() == SCALAR_TYPE<C>,
                   "the gradient of the losses and log_sum must be as the forward's outputs");
   const Tensor losses_grad = torch::stable::contiguous(losses_grad_), log_sum = torch::stable::contiguous(log_sum_);
-  const Tensor none = torch::stable::new_empty(call.first, {0});
+  const Tensor none = call.empty(0);
   const Tensor first = first_grad ? torch::stable::empty_like(call.first) : none;
   const Tensor second = second_grad ? torch::stable::empty_like(call.second) : none;
   const Tensor temperature = temperature_grad ? call.empty() : none;

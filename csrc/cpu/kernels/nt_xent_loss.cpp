@@ -191,7 +191,7 @@ struct Loops {
 
   // L_i - s_ip in natural units.
   static double margin(const Problem& p, int64_t i, C log_sum) {
-    const C positive = dot(Panels::unit_row(p, i), Panels::unit_row(p, partner(p, i)), p.d);
+    const C positive = dot(Panels::row(p, i), Panels::row(p, partner(p, i)), p.d);
     return LN_2 * log_sum - double(positive) * p.inverse_temperature;
   }
 
@@ -265,7 +265,7 @@ struct Loops {
       const int64_t positive = partner(p, i);
       const C weight = p.weights[i] + p.weights[positive];
       C* const dz = p.gradient + i * Panels::width(d);
-      const auto z = Panels::unit_row(p, i), other = Panels::unit_row(p, positive);
+      const auto z = Panels::row(p, i), other = Panels::row(p, positive);
       const C factor = Panels::FACTORS ? p.factors[i] * shift(p) : C(1), unscale = factor == 0 ? C(0) : 1 / factor;
       for (int64_t j = 0; j < d; ++j) dz[j] = (dz[j] * unscale - weight * other[j]) * p.inverse_temperature;
       const C radial = dot(z, dz, d);

@@ -38,7 +38,7 @@ struct UnitPanels {
   // The same transposed, times log2(e) / t.
   static C* columns(const Problem& p, int64_t tile) { return rows(p, tile) + TILE * width(p.d); }
 
-  static const C* unit_row(const Problem& p, int64_t i) { return rows(p, i / TILE) + i % TILE * width(p.d); }
+  static const C* row(const Problem& p, int64_t i) { return rows(p, i / TILE) + i % TILE * width(p.d); }
 
   static void pack(const Problem& p, int64_t tile) {
     const int64_t d = p.d, wide = width(d);
@@ -106,7 +106,7 @@ struct BFloat16Panels {
   static BFloat16Pair* columns(const Problem& p, int64_t tile) { return panel(p, tile, 1); }  // the same transposed
   static BFloat16Pair* stacked(const Problem& p, int64_t tile) { return panel(p, tile, 2); }  // [TILE / 2, width]
 
-  static ScaledRow unit_row(const Problem& p, int64_t i) {
+  static ScaledRow row(const Problem& p, int64_t i) {
     const BFloat16* const values = (const BFloat16*)rows(p, i / TILE);
     return {values + i % TILE * width(p.d), p.factors[i]};
   }

@@ -3,10 +3,6 @@
 
 #include "cpu/kernels/vector.h"
 
-#if defined(__AVX512BF16__)
-#include <immintrin.h>
-#endif
-
 namespace cmi_fast {
 namespace {
 
