@@ -86,20 +86,51 @@ def test_error_budget_of_half_types(
         temperature *= 20
     anchors = 2 * pairs if direction == "both" else pairs
 
-    def ours(first: Tensor, second: Tensor, temperature: Tensor) -> Tensor:
+    def ours(first: Tensor, second: Tensor) -> Tensor:
         return nt_xent_loss(first, second, temperature=temperature, backend="cpu", **options)
 
-    def exact(first: Tensor, second: Tensor, temperature: Tensor) -> Tensor:
+    def exact(first: Tensor, second: Tensor) -> Tensor:
         return reference.nt_xent_loss(first, second, temperature, **options)
 
     # Sums run in float32; its rounding of a score is a relative error of every gradient. Where products are bfloat16's
-    # own, a gradient's terms are rounded to it, which costs half a bit of it each (2^-9) beside the result's rounding.
-    inputs = first, second, torch.tensor(temperature, dtype=dtype)
+    # own, a gradient's terms are rounded to it, each by up to 2^-9 of itself, and two of them may be as large as their
+    # sum.
     largest = 1.0 if normalize else max(float(x.double().square().sum(-1).max()) for x in (first, second))
     tolerance = 2 * torch.finfo(torch.float32).eps * largest / temperature
     if dtype == torch.bfloat16 and isa_level == "v4_bf16":
-        tolerance += torch.finfo(dtype).eps / 4
-    assert_within_budget(ours, exact, inputs, torch.randn(anchors), tolerance)
+        tolerance += 2 * 2**-9
+    assert_within_budget(ours, exact, (first, second), torch.randn(anchors), tolerance)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, *HALF], ids=["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize(("temperature", "normalize"), [(0.1, True), (0.01, True), (2.0, False)])
+@pytest.mark.parametrize(("negatives", "direction"), MODES)
+@pytest.mark.parametrize(("pairs", "d"), SHAPES)
+def test_temperature_gradient(
+    isa_level: str,
+    pairs: int,
+    d: int,
+    negatives: str,
+    direction: str,
+    temperature: float,
+    normalize: bool,
+    dtype: torch.dtype,
+) -> None:
+    """It is a small difference of large sums: rounding their terms to a half type would show."""
+    first, second = make(pairs, d, dtype)
+    options = {"negatives": negatives, "direction": direction, "normalize": normalize, "reduction": "sum"}
+    gradients = []
+    for function, kind in ((nt_xent_loss, torch.float32), (reference.nt_xent_loss, torch.float64)):
+        leaf = torch.tensor(temperature, dtype=torch.float32).to(kind).requires_grad_()
+        rows = [x.to(dtype if kind == torch.float32 else kind) for x in (first, second)]
+        (gradient,) = torch.autograd.grad(function(*rows, temperature=leaf, **options), leaf)
+        gradients.append(float(gradient))
+    # An anchor adds the difference of its positive's score and its negatives' mean, over the temperature. A score's
+    # float32 rounding is a relative error of the weights in that mean.
+    largest = 1.0 if normalize else max(float(x.double().square().sum(-1).max()) for x in (first, second))
+    score = largest / temperature
+    error = 4 * torch.finfo(torch.float32).eps * score
+    assert abs(gradients[0] - gradients[1]) <= 2 * pairs * error * 2 * score / temperature
 
 
 @pytest.mark.parametrize("dtype", HALF, ids=["bfloat16", "float16"])

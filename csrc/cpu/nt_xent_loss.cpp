@@ -67,7 +67,7 @@ struct Call {
     // One allocation for what is as large as the rows: their panels and, in the backward, their gradient.
     matrices = empty(sizes.panels + (backward ? sizes.gradient : 0));
     vectors = empty(5 * sizes.anchors);
-    sums = torch::stable::new_empty(first, {sizes.anchors}, ScalarType::Double);
+    sums = torch::stable::new_empty(first, {2 * sizes.anchors}, ScalarType::Double);
     C* const matrix = mutable_data<C>(matrices);
     C* const vector = mutable_data<C>(vectors);
     problem = {.first = data<T>(first),
@@ -83,6 +83,7 @@ struct Call {
                .inverse = vector,
                .factors = vector + sizes.anchors,
                .sums = mutable_data<double>(sums),
+               .slopes = mutable_data<double>(sums) + sizes.anchors,
                .maxima = vector + 2 * sizes.anchors,
                .weights = vector + 3 * sizes.anchors,
                .scaled_weights = vector + 4 * sizes.anchors,

@@ -41,7 +41,7 @@ struct Loops {
       Panels::pack(p, tile);
       if (p.gradient) set_zero(p.gradient + tile * TILE * wide, TILE * wide);
       for (int64_t i = tile * TILE; i < (tile + 1) * TILE; ++i) {
-        p.sums[i] = 0;
+        p.sums[i] = p.slopes[i] = 0;
         p.maxima[i] = LOWEST;
         p.weights[i] = p.scaled_weights[i] = 0;
       }
@@ -219,13 +219,17 @@ struct Loops {
     }
   }
 
-  // G of a tile, times the factors of both rows where panels lack them.
+  // G of a tile, times the factors of both rows where panels lack them. Panels that round G leave its sum with the
+  // scores to be taken here, for the temperature's gradient: a difference of large numbers.
   static void pair_gradients(const Problem& p, const Tile& tile, C* workspace) {
     const bool full = tile.full(p);
     const V top = V{} + shift(p);
     const C *const row_scaled = p.scaled_weights + tile.row, *const column_scaled = p.scaled_weights + tile.column;
     const C *const row_weight = p.weights + tile.row, *const column_weight = p.weights + tile.column;
+    V slope{};
     for_each_row(p, tile, workspace, [&](int64_t i, C* scores) {
+      V products[TILE / LANES];
+      for (int64_t v = 0; Panels::FACTORS && v < TILE / LANES; ++v) products[v] = load<V>(scores + v * LANES);
       for (int64_t j = 0; j < TILE; j += STEP * LANES) {
         V g[STEP], factor[STEP];
         load_scores(p, tile, i, j, scores, g, factor);
@@ -247,7 +251,10 @@ struct Loops {
         for (int v = 0; v < STEP; ++v) store(scores + j + v * LANES, Panels::FACTORS ? g[v] * factor[v] : g[v]);
       }
       if (!full) tile.mask(p, i, C(0), scores);
+      for (int64_t v = 0; Panels::FACTORS && v < TILE / LANES; ++v) slope += load<V>(scores + v * LANES) * products[v];
     });
+    // A tile on the diagonal holds every pair twice.
+    if (Panels::FACTORS) p.slopes[tile.row] += sum_lanes<C, WIDE>(slope)[0] * (tile.diagonal() ? 0.5 : 1);
   }
 
   static void add_gradient(const Problem& p, int64_t a_begin, int64_t a_end, int64_t b_begin, int64_t b_end,
@@ -269,7 +276,11 @@ struct Loops {
       const C factor = Panels::FACTORS ? p.factors[i] * shift(p) : C(1), unscale = factor == 0 ? C(0) : 1 / factor;
       for (int64_t j = 0; j < d; ++j) dz[j] = (dz[j] * unscale - weight * other[j]) * p.inverse_temperature;
       const C radial = dot(z, dz, d);
-      temperature -= double(radial) * p.inverse_temperature / 2;
+      if (Panels::FACTORS)
+        temperature -= (LN_2 * p.slopes[i] - double(weight) * dot(z, other, d) * p.inverse_temperature / 2) *
+                       p.inverse_temperature;
+      else
+        temperature -= double(radial) * p.inverse_temperature / 2;
       T* const to = i < p.pairs ? (first ? first + i * d : nullptr) : (second ? second + (i - p.pairs) * d : nullptr);
       if (!to) continue;
       if (p.normalize)
