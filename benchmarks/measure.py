@@ -138,8 +138,8 @@ class Report:
             "Variants of a case run in turn, round by round; a ratio is the median over rounds of the variant's time",
             "to ours in the same round. No time is printed for a wrong result. FLOP and bytes are what an ideal",
             "implementation needs, so the shares of the ceilings (multiply-adds in registers, of bfloat16 where ours",
-            "computes in it, and a large copy, measured in the same run) compare variants. Memory is the peak of one run",
-            "above what was there, results included.",
+            "computes in it, and a large copy, measured in the same run) compare variants. Memory is the peak of one",
+            "run above what was there, results included.",
             "",
             "| operator | case | variant | median ms (quartiles) | times ours (quartiles) | GFLOP/s (of peak) "
             "| GB/s (of copy) | extra MB |",

@@ -52,7 +52,7 @@ struct Call {
   NtXentLoss<T> problem;
   int64_t blocks, workers;
 
-  Call(const Tensor& first_, const Tensor& second_, const Options& options, bool backward) {
+  Call(const Tensor& first_, const Tensor& second_, const Options& options, bool backward, bool temperature_grad) {
     STD_TORCH_CHECK(first_.dim() == 2 && second_.dim() == 2 && first_.numel() > 0 &&
                         first_.numel() == second_.numel() && first_.size(0) == second_.size(0) &&
                         second_.scalar_type() == SCALAR_TYPE<T>,
@@ -83,7 +83,7 @@ struct Call {
                .inverse = vector,
                .factors = vector + sizes.anchors,
                .sums = mutable_data<double>(sums),
-               .slopes = mutable_data<double>(sums) + sizes.anchors,
+               .slopes = temperature_grad ? mutable_data<double>(sums) + sizes.anchors : nullptr,
                .maxima = vector + 2 * sizes.anchors,
                .weights = vector + 3 * sizes.anchors,
                .scaled_weights = vector + 4 * sizes.anchors,
@@ -173,7 +173,7 @@ std::tuple<Tensor, Tensor> nt_xent_loss(Tensor first, Tensor second, double temp
                                         std::string direction, bool normalize) {
   const Options options{temperature, temperature_tensor, negatives, direction, normalize};
   return dispatch(first, "first",
-                  [&](auto type) { return forward(Call<decltype(type)>(first, second, options, false)); });
+                  [&](auto type) { return forward(Call<decltype(type)>(first, second, options, false, false)); });
 }
 
 std::tuple<Tensor, Tensor, Tensor> nt_xent_loss_backward(Tensor losses_grad, Tensor log_sum, Tensor first,
@@ -183,7 +183,7 @@ std::tuple<Tensor, Tensor, Tensor> nt_xent_loss_backward(Tensor losses_grad, Ten
                                                          bool first_grad, bool second_grad, bool temperature_grad) {
   const Options options{temperature, temperature_tensor, negatives, direction, normalize};
   return dispatch(first, "first", [&](auto type) {
-    const Call<decltype(type)> call(first, second, options, true);
+    const Call<decltype(type)> call(first, second, options, true, temperature_grad);
     return backward(call, losses_grad, log_sum, first_grad, second_grad, temperature_grad);
   });
 }

@@ -41,7 +41,8 @@ struct Loops {
       Panels::pack(p, tile);
       if (p.gradient) set_zero(p.gradient + tile * TILE * wide, TILE * wide);
       for (int64_t i = tile * TILE; i < (tile + 1) * TILE; ++i) {
-        p.sums[i] = p.slopes[i] = 0;
+        p.sums[i] = 0;
+        if (p.slopes) p.slopes[i] = 0;
         p.maxima[i] = LOWEST;
         p.weights[i] = p.scaled_weights[i] = 0;
       }
@@ -226,10 +227,11 @@ struct Loops {
     const V top = V{} + shift(p);
     const C *const row_scaled = p.scaled_weights + tile.row, *const column_scaled = p.scaled_weights + tile.column;
     const C *const row_weight = p.weights + tile.row, *const column_weight = p.weights + tile.column;
+    const bool slopes = Panels::FACTORS && p.slopes;
     V slope{};
     for_each_row(p, tile, workspace, [&](int64_t i, C* scores) {
       V products[TILE / LANES];
-      for (int64_t v = 0; Panels::FACTORS && v < TILE / LANES; ++v) products[v] = load<V>(scores + v * LANES);
+      for (int64_t v = 0; slopes && v < TILE / LANES; ++v) products[v] = load<V>(scores + v * LANES);
       for (int64_t j = 0; j < TILE; j += STEP * LANES) {
         V g[STEP], factor[STEP];
         load_scores(p, tile, i, j, scores, g, factor);
@@ -251,10 +253,10 @@ struct Loops {
         for (int v = 0; v < STEP; ++v) store(scores + j + v * LANES, Panels::FACTORS ? g[v] * factor[v] : g[v]);
       }
       if (!full) tile.mask(p, i, C(0), scores);
-      for (int64_t v = 0; Panels::FACTORS && v < TILE / LANES; ++v) slope += load<V>(scores + v * LANES) * products[v];
+      for (int64_t v = 0; slopes && v < TILE / LANES; ++v) slope += load<V>(scores + v * LANES) * products[v];
     });
     // A tile on the diagonal holds every pair twice.
-    if (Panels::FACTORS) p.slopes[tile.row] += sum_lanes<C, WIDE>(slope)[0] * (tile.diagonal() ? 0.5 : 1);
+    if (slopes) p.slopes[tile.row] += sum_lanes<C, WIDE>(slope)[0] * (tile.diagonal() ? 0.5 : 1);
   }
 
   static void add_gradient(const Problem& p, int64_t a_begin, int64_t a_end, int64_t b_begin, int64_t b_end,
@@ -276,7 +278,7 @@ struct Loops {
       const C factor = Panels::FACTORS ? p.factors[i] * shift(p) : C(1), unscale = factor == 0 ? C(0) : 1 / factor;
       for (int64_t j = 0; j < d; ++j) dz[j] = (dz[j] * unscale - weight * other[j]) * p.inverse_temperature;
       const C radial = dot(z, dz, d);
-      if (Panels::FACTORS)
+      if (Panels::FACTORS && p.slopes)
         temperature -= (LN_2 * p.slopes[i] - double(weight) * dot(z, other, d) * p.inverse_temperature / 2) *
                        p.inverse_temperature;
       else

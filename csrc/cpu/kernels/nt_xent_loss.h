@@ -20,13 +20,13 @@ struct NtXentLoss {
   bool running;  // scores need a running maximum; otherwise they are at most log2(e) / t
 
   // Buffers that the passes fill, of the sizes of NtXentLossKernel::sizes.
-  C* panels;          // the 2 pairs rows as the products read them
-  C* inverse;         // 1 / |row|
-  C* factors;         // what the panels' rows lack to be the rows, where the level has such panels
-  double* sums;       // sum over an anchor's negatives of 2^(s - shift)
-  double* slopes;     // backward, where panels round G: sums of G_ij s_ij, in the first row of each tile, else unused
-  C* maxima;          // with a running maximum the anchor's shift, else unused
-  C* weights;         // backward: w_i sigma_i of every anchor
+  C* panels;       // the 2 pairs rows as the products read them
+  C* inverse;      // 1 / |row|
+  C* factors;      // what the panels' rows lack to be the rows, where the level has such panels
+  double* sums;    // sum over an anchor's negatives of 2^(s - shift)
+  double* slopes;  // sums of G_ij s_ij, in the first row of each tile; null: no gradient of the temperature is wanted
+  C* maxima;       // with a running maximum the anchor's shift, else unused
+  C* weights;      // backward: w_i sigma_i of every anchor
   C* scaled_weights;  // backward: that over the anchor's sum
   C* gradient;        // of the rows; null in the forward
 };
