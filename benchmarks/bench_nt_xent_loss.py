@@ -65,3 +65,30 @@ def test_speed(benchmark: object, report: Report, request: pytest.FixtureRequest
         flops=(4 if backward else 1) * rows * rows * 64,
         rounds=200 if pairs <= 128 else 25 if pairs <= 1024 else 5,
     )
+
+
+@pytest.mark.parametrize("pairs", [1024, 8192])
+def test_bfloat16_against_float32(benchmark: object, report: Report, pairs: int) -> None:
+    """Rows that are already in bfloat16, as under autocast, against eager PyTorch in float32 on the same numbers."""
+    if not report.timed and pairs > 1024:
+        pytest.skip("too large for a smoke test")
+    torch.manual_seed(0)
+    halves = [x.bfloat16() for x in (torch.randn(pairs, 64), torch.randn(pairs, 64))]
+    runs = {
+        name: call_with(function, [x.to(dtype).requires_grad_() for x in halves], torch.tensor(1.0))
+        for name, function, dtype in (
+            ("cmi_fast, bfloat16", ours, torch.bfloat16),
+            ("cmi_fast, float32", ours, torch.float32),
+            ("eager, float32", eager, torch.float32),
+        )
+    }
+    report.compare(
+        benchmark,
+        "nt_xent_loss",
+        f"N={pairs} forward+backward, bfloat16",
+        runs,
+        tolerance=TOLERANCE,
+        flops=4 * (2 * pairs) ** 2 * 64,
+        rounds=25 if pairs <= 1024 else 5,
+        bfloat16=True,
+    )

@@ -41,6 +41,15 @@ class Row:
     extra_mb: float | None
 
 
+@dataclass(frozen=True)
+class Ceilings:
+    """GFLOP/s of float32 multiply-adds and of bfloat16 dot products (0: the CPU has none), GB/s of a copy."""
+
+    fma: float
+    bfloat16: float
+    copy: float
+
+
 @dataclass
 class Report:
     """The measurements of a session. ``timed`` is false in a smoke test, where everything runs once."""
@@ -59,12 +68,14 @@ class Report:
         flops: float | None = None,
         traffic: float | None = None,
         rounds: int = 25,
+        bfloat16: bool = False,
     ) -> dict[str, float]:
         """Time ``variants`` round by round, one after the other; the first is ours. Returns their ratios to ours.
 
         Args:
             tolerance: largest error of any result, relative to the largest magnitude of our result.
             flops, traffic: what an ideal implementation computes, and moves in bytes; for the shares of the ceilings.
+            bfloat16: ours computes in bfloat16, so that the peak of its dot products is the ceiling.
         """
         ours, *others = variants
         expected = variants[ours]()
@@ -93,24 +104,26 @@ class Report:
                     traffic,
                     extra_memory(variants[name]),
                     self.ceilings,
+                    bfloat16 and name == ours,
                 )
             )
         return {row.variant: row.ratio for row in self.rows[-len(variants) :]}
 
     @cached_property
-    def ceilings(self) -> tuple[float, float]:
-        """GFLOP/s of multiply-adds and GB/s of a copy, measured once a session."""
-        return fma_peak(), copy_bandwidth()
+    def ceilings(self) -> Ceilings:
+        """Measured once a session."""
+        return Ceilings(fma_peak(), fma_peak(bfloat16=True), copy_bandwidth())
 
     def machine(self) -> dict[str, Any]:
-        peak, bandwidth = self.ceilings
+        ceilings = self.ceilings
         return {
             "date": date.today().isoformat(),
             "processor": _processor(),
             "python": platform.python_version(),
             **{key: value for key, value in cmi_fast.build_info().items() if key != "isa_supported"},
-            "fma_peak_gflops": round(peak, 1),
-            "copy_bandwidth_gb_s": round(bandwidth, 1),
+            "fma_peak_gflops": round(ceilings.fma, 1),
+            "bfloat16_peak_gflops": round(ceilings.bfloat16, 1) or None,
+            "copy_bandwidth_gb_s": round(ceilings.copy, 1),
         }
 
     def markdown(self) -> str:
@@ -124,9 +137,9 @@ class Report:
             "",
             "Variants of a case run in turn, round by round; a ratio is the median over rounds of the variant's time",
             "to ours in the same round. No time is printed for a wrong result. FLOP and bytes are what an ideal",
-            "implementation needs, so the shares of the ceilings (multiply-adds in registers, a large copy, both",
-            "measured in the same run) compare variants. Memory is the peak of one run above what was there, results",
-            "included.",
+            "implementation needs, so the shares of the ceilings (multiply-adds in registers, of bfloat16 where ours",
+            "computes in it, and a large copy, measured in the same run) compare variants. Memory is the peak of one",
+            "run above what was there, results included.",
             "",
             "| operator | case | variant | median ms (quartiles) | times ours (quartiles) | GFLOP/s (of peak) "
             "| GB/s (of copy) | extra MB |",
@@ -197,12 +210,15 @@ def extra_memory(run: Run) -> float | None:
     return (resident("VmHWM") - before) / 1024
 
 
-def fma_peak() -> float:
-    """GFLOP/s of multiply-adds in registers on all threads: the best of several short runs."""
+def fma_peak(bfloat16: bool = False) -> float:
+    """GFLOP/s of multiply-adds in registers on all threads: the best of several short runs.
+
+    Of float32, or of bfloat16 dot products summed in float32: 0 where the ISA level has none.
+    """
     best = 0.0
     for _ in range(10):
         started = time.perf_counter()
-        flops = torch.ops.cmi_fast.fma_ceiling_flops(1_000_000)
+        flops = torch.ops.cmi_fast.fma_ceiling_flops(1_000_000, bfloat16)
         best = max(best, flops / (time.perf_counter() - started))
     return best / 1e9
 
@@ -224,11 +240,13 @@ def _row(
     flops: float | None,
     traffic: float | None,
     extra_mb: float | None,
-    ceilings: tuple[float, float],
+    ceilings: Ceilings,
+    bfloat16: bool,
 ) -> Row:
     low, median, high = statistics.quantiles(times, n=4)
     ratios = statistics.quantiles([a / b for a, b in zip(times, ours, strict=True)], n=4)
     gflops = None if flops is None else flops / median / 1e9
+    peak = ceilings.bfloat16 if bfloat16 and ceilings.bfloat16 else ceilings.fma
     rate = None if traffic is None else traffic / median / 1e9
     return Row(
         operator=operator,
@@ -239,9 +257,9 @@ def _row(
         ratio=ratios[1],
         ratio_range=(ratios[0], ratios[2]),
         gflops=gflops,
-        peak_share=None if gflops is None else gflops / ceilings[0],
+        peak_share=None if gflops is None else gflops / peak,
         gigabytes_per_second=rate,
-        bandwidth_share=None if rate is None else rate / ceilings[1],
+        bandwidth_share=None if rate is None else rate / ceilings.copy,
         extra_mb=extra_mb,
     )
 

@@ -42,7 +42,7 @@ STABLE_TORCH_LIBRARY(cmi_fast, library) {
   library.def("isa_level() -> str");
   library.def("supported_isa_levels() -> str");
   library.def("set_isa_level(str name) -> ()");
-  library.def("fma_ceiling_flops(int iterations) -> int");
+  library.def("fma_ceiling_flops(int iterations, bool bfloat16=False) -> int");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(cmi_fast, CompositeExplicitAutograd, library) {

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from cmi_fast import _native, reference
 from cmi_fast.ops.autocast import cast_for_autocast, without_autocast
 from cmi_fast.ops.backend import choose_backend
 from cmi_fast.ops.checks import (
+    FLOATING,
     REDUCTIONS,
     check_choice,
     check_not_empty,
@@ -19,6 +19,7 @@ from cmi_fast.ops.checks import (
 )
 from cmi_fast.ops.register_operator import register_operator
 from cmi_fast.reference.reduction import reduce_losses
+from cmi_fast.reference.rows import accumulation_type
 
 NEGATIVES = ("all", "cross_view")
 DIRECTIONS = ("both", "first")
@@ -63,8 +64,8 @@ def nt_xent_loss(
             negatives of an anchor are the same either way.
         normalize: scale rows to unit length; ``False`` takes plain dot products (DSSRec).
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.
-        backend: ``"auto"``, ``"reference"`` or ``"cpu"``. The CPU kernel takes float32 and float64; it needs memory of
-            the size of the rows, never of N x N.
+        backend: ``"auto"``, ``"reference"`` or ``"cpu"``. The CPU kernel needs memory of the size of the rows, never
+            of N x N.
 
     Returns:
         The loss, a scalar; with ``reduction="none"`` [2N], the anchors of ``first``, then of ``second``
@@ -85,7 +86,7 @@ def nt_xent_loss(
     check_choice("direction", direction, DIRECTIONS)
     check_choice("reduction", reduction, REDUCTIONS)
     number, tensor = check_temperature(temperature, first, least=LEAST_TEMPERATURE)
-    chosen = choose_backend(backend, "nt_xent_loss", first, cpu=(torch.float32, torch.float64))
+    chosen = choose_backend(backend, "nt_xent_loss", first, cpu=FLOATING)
     if chosen == "reference":
         with without_autocast(first.device):
             temperature = number if tensor is None else tensor
@@ -105,8 +106,9 @@ def _fake(
     direction: str,
     normalize: bool,
 ) -> tuple[Tensor, Tensor]:
-    pairs = first.shape[0]
-    return first.new_empty(2 * pairs if direction == "both" else pairs), first.new_empty(2 * pairs)
+    pairs, dtype = first.shape[0], accumulation_type(first.dtype)
+    anchors = 2 * pairs if direction == "both" else pairs
+    return first.new_empty(anchors, dtype=dtype), first.new_empty(2 * pairs, dtype=dtype)
 
 
 if _native.available:

@@ -9,13 +9,16 @@
 
 namespace cmi_fast {
 
-CMI_FAST_DECLARE_KERNEL(FmaCeiling, fma_ceiling)
+CMI_FAST_DECLARE_KERNEL(FmaCeilings, fma_ceiling)
 
 namespace {
 
-// Does `iterations` on every thread; returns the floating-point operations of all of them together.
-int64_t fma_ceiling_flops(int64_t iterations) {
-  const FmaCeiling& kernel = CMI_FAST_KERNEL(FmaCeiling, fma_ceiling);
+// Does `iterations` on every thread; returns the floating-point operations of all of them together: 0 for bfloat16
+// where the ISA level has no dot products of it.
+int64_t fma_ceiling_flops(int64_t iterations, bool bfloat16) {
+  const FmaCeilings& kernels = CMI_FAST_KERNEL(FmaCeilings, fma_ceiling);
+  const FmaCeiling& kernel = bfloat16 ? kernels.bfloat16 : kernels.float32;
+  if (!kernel.run) return 0;
   const int64_t threads = torch::stable::get_num_threads();
   std::atomic<float> sink{0};  // a result nobody reads would be optimised away
   torch::stable::parallel_for(0, threads, 1, [&](int64_t begin, int64_t end) {

@@ -26,8 +26,12 @@ const NtXentLossKernel<T>& kernel() {
   const NtXentLossKernels& kernels = CMI_FAST_KERNEL(NtXentLossKernels, nt_xent_loss);
   if constexpr (std::is_same_v<T, float>)
     return kernels.float32;
-  else
+  else if constexpr (std::is_same_v<T, double>)
     return kernels.float64;
+  else if constexpr (std::is_same_v<T, BFloat16>)
+    return kernels.bfloat16;
+  else
+    return kernels.float16;
 }
 
 // The options of the schema, as they come.
@@ -41,13 +45,14 @@ struct Options {
 // The arguments of one call, checked and contiguous, with the buffers that its passes share.
 template <class T>
 struct Call {
+  using C = Compute<T>;
   const NtXentLossKernel<T>& kernel = cmi_fast::kernel<T>();
   Tensor first, second, matrices, vectors, sums, workspace;
   typename NtXentLossKernel<T>::Sizes sizes;
   NtXentLoss<T> problem;
   int64_t blocks, workers;
 
-  Call(const Tensor& first_, const Tensor& second_, const Options& options, bool backward) {
+  Call(const Tensor& first_, const Tensor& second_, const Options& options, bool backward, bool temperature_grad) {
     STD_TORCH_CHECK(first_.dim() == 2 && second_.dim() == 2 && first_.numel() > 0 &&
                         first_.numel() == second_.numel() && first_.size(0) == second_.size(0) &&
                         second_.scalar_type() == SCALAR_TYPE<T>,
@@ -59,35 +64,44 @@ struct Call {
     const double temperature = temperature_value<T>(options.temperature, options.temperature_tensor);
     const int64_t pairs = first.size(0), d = first.size(1);
     sizes = kernel.sizes(pairs, d);
-    // One allocation for what is as large as the rows: rows, columns and, in the backward, their gradient.
-    matrices = torch::stable::new_empty(first, {(backward ? 3 : 2) * sizes.rows});
-    vectors = torch::stable::new_empty(first, {4 * sizes.anchors});
-    sums = torch::stable::new_empty(first, {sizes.anchors}, ScalarType::Double);
-    T* const matrix = mutable_data<T>(matrices);
-    T* const vector = mutable_data<T>(vectors);
+    // One allocation for what is as large as the rows: their panels and, in the backward, their gradient.
+    matrices = empty(sizes.panels + (backward ? sizes.gradient : 0));
+    vectors = empty(5 * sizes.anchors);
+    sums = torch::stable::new_empty(first, {2 * sizes.anchors}, ScalarType::Double);
+    C* const matrix = mutable_data<C>(matrices);
+    C* const vector = mutable_data<C>(vectors);
     problem = {.first = data<T>(first),
                .second = data<T>(second),
                .pairs = pairs,
                .d = d,
-               .inverse_temperature = T(1 / temperature),
+               .inverse_temperature = C(1 / temperature),
                .cross_view = options.negatives == "cross_view",
                .both = options.direction == "both",
                .normalize = options.normalize,
                .running = !options.normalize || temperature < SHARED_SHIFT_TEMPERATURE,
-               .rows = matrix,
-               .columns = matrix + sizes.rows,
+               .panels = matrix,
                .inverse = vector,
+               .factors = vector + sizes.anchors,
                .sums = mutable_data<double>(sums),
-               .maxima = vector + sizes.anchors,
-               .weights = vector + 2 * sizes.anchors,
-               .scaled_weights = vector + 3 * sizes.anchors,
-               .gradient = backward ? matrix + 2 * sizes.rows : nullptr};
-    // Even, or 1; enough for 64 threads to have a pair of blocks each.
-    blocks = sizes.tiles == 1 ? 1 : std::min<int64_t>((sizes.tiles + 1) / 2 * 2, 128);
+               .slopes = temperature_grad ? mutable_data<double>(sums) + sizes.anchors : nullptr,
+               .maxima = vector + 2 * sizes.anchors,
+               .weights = vector + 3 * sizes.anchors,
+               .scaled_weights = vector + 4 * sizes.anchors,
+               .gradient = backward ? matrix + sizes.panels : nullptr};
+    // Even, or 1. Half as many threads find work. Beyond 32, eight tiles each: two such blocks stay in L2 while all
+    // their tiles meet.
+    blocks = std::min<int64_t>(sizes.tiles, std::clamp<int64_t>(sizes.tiles / 8, 32, 128));
+    blocks = blocks == 1 ? 1 : (blocks + 1) / 2 * 2;
     // A pair of tiles takes a few microseconds; a thread is worth waking for a good many.
     workers = std::clamp<int64_t>(sizes.tiles * sizes.tiles / 32, 1, torch::stable::get_num_threads());
-    workspace = torch::stable::new_empty(first, {workers * sizes.workspace});
+    workspace = empty(workers * sizes.workspace);
     ranges([&](int64_t begin, int64_t end) { kernel.pack(problem, begin, end); }, sizes.tiles);
+  }
+
+  // Uninitialised, of the type that sums run in.
+  template <class... Sizes>
+  Tensor empty(Sizes... sizes) const {
+    return torch::stable::new_empty(first, {sizes...}, SCALAR_TYPE<C>);
   }
 
   // run(begin, end) for ranges that cover 0 .. count, in parallel.
@@ -105,21 +119,22 @@ struct Call {
         blocks, [&](const auto& work) { parallel_for_workers(std::min(workers, blocks), work); },
         [&](int64_t a, int64_t b, int64_t worker) {
           run(boundary(a), boundary(a + 1), boundary(b), boundary(b + 1),
-              mutable_data<T>(workspace) + worker * sizes.workspace);
+              mutable_data<C>(workspace) + worker * sizes.workspace);
         });
   }
 };
 
 template <class T>
 std::tuple<Tensor, Tensor> forward(const Call<T>& call) {
+  using C = Compute<T>;
   const auto& p = call.problem;
   const int64_t n = 2 * p.pairs;
-  const Tensor losses = torch::stable::new_empty(call.first, {p.both ? n : p.pairs});
-  const Tensor log_sum = torch::stable::new_empty(call.first, {n});
+  const Tensor losses = call.empty(p.both ? n : p.pairs);
+  const Tensor log_sum = call.empty(n);
   call.pairs([&](auto... arguments) { call.kernel.add_sums(p, arguments...); });
   call.ranges(
       [&](int64_t begin, int64_t end) {
-        call.kernel.finish_losses(p, begin, end, mutable_data<T>(losses), mutable_data<T>(log_sum));
+        call.kernel.finish_losses(p, begin, end, mutable_data<C>(losses), mutable_data<C>(log_sum));
       },
       n);
   return {losses, log_sum};
@@ -128,18 +143,19 @@ std::tuple<Tensor, Tensor> forward(const Call<T>& call) {
 template <class T>
 std::tuple<Tensor, Tensor, Tensor> backward(const Call<T>& call, const Tensor& losses_grad_, const Tensor& log_sum_,
                                             bool first_grad, bool second_grad, bool temperature_grad) {
+  using C = Compute<T>;
   const auto& p = call.problem;
   const int64_t n = 2 * p.pairs;
-  STD_TORCH_CHECK(losses_grad_.numel() == (p.both ? n : p.pairs) && losses_grad_.scalar_type() == SCALAR_TYPE<T> &&
-                      log_sum_.numel() == n && log_sum_.scalar_type() == SCALAR_TYPE<T>,
+  STD_TORCH_CHECK(losses_grad_.numel() == (p.both ? n : p.pairs) && losses_grad_.scalar_type() == SCALAR_TYPE<C> &&
+                      log_sum_.numel() == n && log_sum_.scalar_type() == SCALAR_TYPE<C>,
                   "the gradient of the losses and log_sum must be as the forward's outputs");
   const Tensor losses_grad = torch::stable::contiguous(losses_grad_), log_sum = torch::stable::contiguous(log_sum_);
-  const Tensor none = torch::stable::new_empty(call.first, {0});
+  const Tensor none = call.empty(0);
   const Tensor first = first_grad ? torch::stable::empty_like(call.first) : none;
   const Tensor second = second_grad ? torch::stable::empty_like(call.second) : none;
-  const Tensor temperature = temperature_grad ? torch::stable::new_empty(call.first, {}) : none;
+  const Tensor temperature = temperature_grad ? call.empty() : none;
   call.ranges([&](int64_t begin,
-                  int64_t end) { call.kernel.start_gradient(p, begin, end, data<T>(losses_grad), data<T>(log_sum)); },
+                  int64_t end) { call.kernel.start_gradient(p, begin, end, data<C>(losses_grad), data<C>(log_sum)); },
               n);
   call.pairs([&](auto... arguments) { call.kernel.add_gradient(p, arguments...); });
   std::vector<double> parts(call.blocks);
@@ -148,27 +164,16 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Call<T>& call, const Tensor& l
                                               first_grad ? mutable_data<T>(first) : nullptr,
                                               second_grad ? mutable_data<T>(second) : nullptr);
   });
-  if (temperature_grad) *mutable_data<T>(temperature) = T(std::accumulate(parts.begin(), parts.end(), 0.0));
+  if (temperature_grad) *mutable_data<C>(temperature) = C(std::accumulate(parts.begin(), parts.end(), 0.0));
   return {first, second, temperature};
-}
-
-template <class Run>
-auto dispatch(const Tensor& first, const Run& run) {
-  switch (first.scalar_type()) {
-    case ScalarType::Float:
-      return run(float());
-    case ScalarType::Double:
-      return run(double());
-    default:
-      STD_TORCH_CHECK(false, "first must be float32 or float64");
-  }
 }
 
 std::tuple<Tensor, Tensor> nt_xent_loss(Tensor first, Tensor second, double temperature,
                                         std::optional<Tensor> temperature_tensor, std::string negatives,
                                         std::string direction, bool normalize) {
   const Options options{temperature, temperature_tensor, negatives, direction, normalize};
-  return dispatch(first, [&](auto type) { return forward(Call<decltype(type)>(first, second, options, false)); });
+  return dispatch(first, "first",
+                  [&](auto type) { return forward(Call<decltype(type)>(first, second, options, false, false)); });
 }
 
 std::tuple<Tensor, Tensor, Tensor> nt_xent_loss_backward(Tensor losses_grad, Tensor log_sum, Tensor first,
@@ -177,8 +182,8 @@ std::tuple<Tensor, Tensor, Tensor> nt_xent_loss_backward(Tensor losses_grad, Ten
                                                          std::string negatives, std::string direction, bool normalize,
                                                          bool first_grad, bool second_grad, bool temperature_grad) {
   const Options options{temperature, temperature_tensor, negatives, direction, normalize};
-  return dispatch(first, [&](auto type) {
-    const Call<decltype(type)> call(first, second, options, true);
+  return dispatch(first, "first", [&](auto type) {
+    const Call<decltype(type)> call(first, second, options, true, temperature_grad);
     return backward(call, losses_grad, log_sum, first_grad, second_grad, temperature_grad);
   });
 }

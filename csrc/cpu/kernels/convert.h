@@ -5,10 +5,6 @@
 #include "cpu/kernels/half.h"
 #include "cpu/kernels/vector.h"
 
-#if defined(__F16C__)
-#include <immintrin.h>
-#endif
-
 namespace cmi_fast {
 namespace {
 

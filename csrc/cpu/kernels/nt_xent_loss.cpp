@@ -9,59 +9,43 @@
 // a shift that all anchors can share while e^(-2/t) is a normal number; otherwise each keeps a running maximum.
 #include "cpu/kernels/nt_xent_loss.h"
 
-#include "cpu/kernels/product.h"
-#include "cpu/kernels/unit_rows.h"
+#include "cpu/kernels/nt_xent_panels.h"
 
 namespace cmi_fast {
 namespace {
-
-constexpr int64_t TILE = 64;  // rows: the tiles of a step stay in L2, what a product streams in L1
-constexpr int ROWS = 4;
-constexpr int VECTORS = REGISTERS == 32 ? 4 : 2;
 
 inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 inline int64_t greater(int64_t a, int64_t b) { return a > b ? a : b; }
 
 template <class T>
 struct Loops {
-  using V = Vector<T, WIDE>;
+  using C = Compute<T>;
+  using V = Vector<C, WIDE>;
   using Problem = NtXentLoss<T>;
-  static constexpr int LANES = VectorOf<T, WIDE>::LANES;
-  static constexpr T LOWEST = Float<T>::LOWEST;
+  using Panels = typename PanelsOf<T>::type;
+  static constexpr int LANES = VectorOf<C, WIDE>::LANES;
+  static constexpr int STEP = REGISTERS == 32 ? 4 : 2;  // vectors whose exponentials are taken together
+  static constexpr C LOWEST = Float<C>::LOWEST;
 
-  static int64_t padded(int64_t d) { return round_up(d, LANES); }
   static int64_t partner(const Problem& p, int64_t i) { return i < p.pairs ? i + p.pairs : i - p.pairs; }
-  static T* row(const Problem& p, int64_t i) { return p.rows + i * padded(p.d); }
-  static T* tile_columns(const Problem& p, int64_t tile) { return p.columns + tile * TILE * padded(p.d); }
-  static T shift(const Problem& p) { return p.inverse_temperature * T(LOG2_E); }
+  static C shift(const Problem& p) { return p.inverse_temperature * C(LOG2_E); }
 
   static typename NtXentLossKernel<T>::Sizes sizes(int64_t pairs, int64_t d) {
     const int64_t tiles = round_up(2 * pairs, TILE) / TILE;
-    return {tiles, tiles * TILE * padded(d), tiles * TILE, 2 * TILE * TILE};
+    return {tiles, tiles * Panels::size(d), tiles * TILE * Panels::width(d), tiles * TILE, 2 * TILE * TILE};
   }
 
   static void pack(const Problem& p, int64_t begin, int64_t end) {
-    const int64_t d = p.d, wide = padded(d), n = 2 * p.pairs;
+    const int64_t wide = Panels::width(p.d);
     for (int64_t tile = begin; tile < end; ++tile) {
-      const int64_t first = tile * TILE;
-      set_zero(row(p, first), TILE * wide);
-      if (p.gradient) set_zero(p.gradient + first * wide, TILE * wide);
-      for (int64_t i = first; i < first + TILE; ++i) {
+      Panels::pack(p, tile);
+      if (p.gradient) set_zero(p.gradient + tile * TILE * wide, TILE * wide);
+      for (int64_t i = tile * TILE; i < (tile + 1) * TILE; ++i) {
         p.sums[i] = 0;
+        if (p.slopes) p.slopes[i] = 0;
         p.maxima[i] = LOWEST;
         p.weights[i] = p.scaled_weights[i] = 0;
       }
-      for (int64_t i = first; i < smaller(first + TILE, n); ++i) {
-        const T* from = i < p.pairs ? p.first + i * d : p.second + (i - p.pairs) * d;
-        if (p.normalize)
-          unit_row(from, d, wide, row(p, i), p.inverse + i);
-        else
-          copy(from, d, row(p, i));
-      }
-      T* const columns = tile_columns(p, tile);
-      const T scale = shift(p);
-      for (int64_t j = 0; j < wide; ++j)
-        for (int64_t i = 0; i < TILE; ++i) columns[j * TILE + i] = row(p, first)[i * wide + j] * scale;
     }
   }
 
@@ -86,32 +70,19 @@ struct Loops {
       return !p.cross_view || (row + TILE <= p.pairs && column >= p.pairs);
     }
 
-    // Writes `value` over the pairs that are no negatives: an anchor with itself, with its positive, with padding.
-    void mask(const Problem& p, T value, T* tile) const {
-      if (full(p)) return;
-      const int64_t n = 2 * p.pairs;
-      const auto fill = [&](int64_t i, int64_t begin, int64_t end) {
-        for (int64_t j = greater(begin - column, 0); j < smaller(end - column, TILE); ++j) tile[i * TILE + j] = value;
+    // Writes `value` over the pairs of row i that are no negatives: with itself, its positive, padding.
+    void mask(const Problem& p, int64_t i, C value, C* scores) const {
+      const int64_t n = 2 * p.pairs, anchor = row + i, positive = partner(p, anchor);
+      const auto fill = [&](int64_t begin, int64_t end) {
+        for (int64_t j = greater(begin - column, 0); j < smaller(end - column, TILE); ++j) scores[j] = value;
       };
-      for (int64_t i = 0; i < TILE; ++i) {
-        const int64_t anchor = row + i, positive = partner(p, anchor);
-        fill(i, n, column + TILE);
-        if (anchor >= n) {
-          fill(i, column, column + TILE);
-        } else if (p.cross_view) {
-          anchor < p.pairs ? fill(i, 0, p.pairs) : fill(i, p.pairs, n);
-          fill(i, positive, positive + 1);
-        } else {
-          fill(i, anchor, anchor + 1);
-          fill(i, positive, positive + 1);
-        }
-      }
-    }
-
-    void scores(const Problem& p, T* tile) const {
-      const int64_t wide = padded(p.d);
-      product<V, ROWS, VECTORS>(TILE, TILE, wide, Scalars<T>{Loops::row(p, row), wide, 1},
-                                tile_columns(p, column / TILE), TILE, tile, TILE, false);
+      if (anchor >= n) return fill(column, column + TILE);
+      fill(n, column + TILE);
+      fill(positive, positive + 1);
+      if (p.cross_view)
+        anchor < p.pairs ? fill(0, p.pairs) : fill(p.pairs, n);
+      else
+        fill(anchor, anchor + 1);
     }
   };
 
@@ -125,149 +96,198 @@ struct Loops {
       }
   }
 
-  static T sum_of(const T* values) {
-    V sum{};
-    for (int64_t j = 0; j < TILE; j += LANES) sum += load<V>(values + j);
-    T total = 0;
-    for (int lane = 0; lane < LANES; ++lane) total += sum[lane];
-    return total;
-  }
-
-  static void add_shifted(const Problem& p, const Tile& tile, T* scores) {
-    const V top = V{} + shift(p);
-    for (int64_t k = 0; k < TILE * TILE; k += LANES)
-      store(scores + k, exp2_nonpositive<T, WIDE>(load<V>(scores + k) - top));
-    tile.mask(p, T(0), scores);
-    for (int64_t i = 0; i < TILE; ++i) p.sums[tile.row + i] += sum_of(scores + i * TILE);
-    if (tile.diagonal()) return;
-    for (int64_t j = 0; j < TILE; j += LANES) {
-      V sum{};
-      for (int64_t i = 0; i < TILE; ++i) sum += load<V>(scores + i * TILE + j);
-      for (int lane = 0; lane < LANES; ++lane) p.sums[tile.column + j + lane] += sum[lane];
-    }
-  }
-
-  // Adds sum_k 2^(scores[k] - maximum) to an anchor's sum after raising its maximum to that of the new scores.
-  static void add_running(T* maximum, double* sum, const T* scores) {
-    V top = V{} + *maximum;
-    for (int64_t k = 0; k < TILE; k += LANES) top = larger(top, load<V>(scores + k));
-    T highest = *maximum;
-    for (int lane = 0; lane < LANES; ++lane)
-      highest = top[lane] > highest || top[lane] != top[lane] ? top[lane] : highest;
-    if (highest == LOWEST) return;  // no negatives yet
-    V total{};
-    for (int64_t k = 0; k < TILE; k += LANES) total += exp2_nonpositive<T, WIDE>(load<V>(scores + k) - highest);
-    double added = 0;
-    for (int lane = 0; lane < LANES; ++lane) added += total[lane];
-    *sum = *sum * __builtin_exp2(double(*maximum) - double(highest)) + added;
-    *maximum = highest;
-  }
-
-  static void transpose(const T* tile, T* transposed) {
-    for (int64_t i = 0; i < TILE; ++i)
-      for (int64_t j = 0; j < TILE; ++j) transposed[j * TILE + i] = tile[i * TILE + j];
-  }
-
-  static void add_sums(const Problem& p, int64_t a_begin, int64_t a_end, int64_t b_begin, int64_t b_end, T* workspace) {
-    for_each_tile(p, a_begin, a_end, b_begin, b_end, [&](const Tile& tile) {
-      tile.scores(p, workspace);
-      if (!p.running) return add_shifted(p, tile, workspace);
-      tile.mask(p, LOWEST, workspace);
-      const auto add = [&](int64_t anchor, const T* scores) {
-        for (int64_t i = 0; i < TILE; ++i) add_running(p.maxima + anchor + i, p.sums + anchor + i, scores + i * TILE);
-      };
-      add(tile.row, workspace);
-      if (tile.diagonal()) return;
-      transpose(workspace, workspace + TILE * TILE);
-      add(tile.column, workspace + TILE * TILE);
+  // The products of a tile's rows [TILE, TILE], row by row while L1 holds them: visit(i, products [TILE]).
+  template <class Visit>
+  static void for_each_row(const Problem& p, const Tile& tile, C* products, const Visit& visit) {
+    Panels::products(p, tile.row / TILE, tile.column / TILE, products, [&](int64_t row) {
+      for (int64_t i = row; i < row + ROWS; ++i) visit(i, products + i * TILE);
     });
   }
 
-  static T dot(const T* a, const T* b, int64_t d) {
-    T sum = 0;
+  // Scores of row i from column j on. `factor` is what panels lack: that of both rows, times log2(e) / t; or 1.
+  static void load_scores(const Problem& p, const Tile& tile, int64_t i, int64_t j, const C* products, V (&score)[STEP],
+                          V (&factor)[STEP]) {
+    const C row_factor = Panels::FACTORS ? p.factors[tile.row + i] * shift(p) : C(1);
+    const C* const column_factor = p.factors + tile.column + j;
+#pragma GCC unroll 16
+    for (int v = 0; v < STEP; ++v) {
+      score[v] = load<V>(products + j + v * LANES);
+      factor[v] = V{} + C(1);
+      if (!Panels::FACTORS) continue;
+      factor[v] = row_factor * load<V>(column_factor + v * LANES);
+      score[v] *= factor[v];
+    }
+  }
+
+  static void add_shifted(const Problem& p, const Tile& tile, C* workspace) {
+    const bool full = tile.full(p);
+    const V top = V{} + shift(p);
+    double *const row_sums = p.sums + tile.row, *const column_sums = p.sums + tile.column;
+    V columns[TILE / LANES] = {};
+    for_each_row(p, tile, workspace, [&](int64_t i, C* scores) {
+      for (int64_t j = 0; j < TILE; j += STEP * LANES) {
+        V e[STEP], factor[STEP];
+        load_scores(p, tile, i, j, scores, e, factor);
+#pragma GCC unroll 16
+        for (int v = 0; v < STEP; ++v) e[v] -= top;
+        exp2_nonpositive<C, WIDE>(e);
+#pragma GCC unroll 16
+        for (int v = 0; v < STEP; ++v) store(scores + j + v * LANES, e[v]);
+      }
+      if (!full) tile.mask(p, i, C(0), scores);
+      V row{};
+      for (int64_t v = 0; v < TILE / LANES; ++v) {
+        const V e = load<V>(scores + v * LANES);
+        row += e;
+        columns[v] += e;
+      }
+      row_sums[i] += sum_lanes<C, WIDE>(row)[0];
+    });
+    if (tile.diagonal()) return;
+    for (int64_t j = 0; j < TILE; ++j) column_sums[j] += columns[j / LANES][j % LANES];
+  }
+
+  // Adds sum_k 2^(scores[k] - maximum) to an anchor's sum after raising its maximum to that of the new scores.
+  static void add_running(C* maximum, double* sum, const C* scores) {
+    V top = V{} + *maximum;
+    for (int64_t k = 0; k < TILE; k += LANES) top = larger(top, load<V>(scores + k));
+    C highest = *maximum;
+    for (int lane = 0; lane < LANES; ++lane)
+      highest = top[lane] > highest || top[lane] != top[lane] ? top[lane] : highest;
+    if (highest == LOWEST) return;  // no negatives yet
+    V added{};
+    for (int64_t k = 0; k < TILE; k += LANES) added += exp2_nonpositive<C, WIDE>(load<V>(scores + k) - highest);
+    *sum = *sum * __builtin_exp2(double(*maximum) - double(highest)) + sum_lanes<C, WIDE>(added)[0];
+    *maximum = highest;
+  }
+
+  static void add_sums(const Problem& p, int64_t a_begin, int64_t a_end, int64_t b_begin, int64_t b_end, C* workspace) {
+    for_each_tile(p, a_begin, a_end, b_begin, b_end, [&](const Tile& tile) {
+      if (!p.running) return add_shifted(p, tile, workspace);
+      const bool full = tile.full(p);
+      for_each_row(p, tile, workspace, [&](int64_t i, C* scores) {
+        for (int64_t j = 0; j < TILE; j += STEP * LANES) {
+          V s[STEP], factor[STEP];
+          load_scores(p, tile, i, j, scores, s, factor);
+          for (int v = 0; v < STEP; ++v) store(scores + j + v * LANES, s[v]);
+        }
+        if (!full) tile.mask(p, i, LOWEST, scores);
+        add_running(p.maxima + tile.row + i, p.sums + tile.row + i, scores);
+      });
+      if (tile.diagonal()) return;
+      C* const columns = workspace + TILE * TILE;
+      transpose(workspace, TILE, TILE, columns);
+      for (int64_t j = 0; j < TILE; ++j)
+        add_running(p.maxima + tile.column + j, p.sums + tile.column + j, columns + j * TILE);
+    });
+  }
+
+  template <class A, class B>
+  static C dot(const A& a, const B& b, int64_t d) {
+    C sum = 0;
 #pragma omp simd reduction(+ : sum)
     for (int64_t j = 0; j < d; ++j) sum += a[j] * b[j];
     return sum;
   }
 
   // L_i - s_ip in natural units.
-  static double margin(const Problem& p, int64_t i, T log_sum) {
-    const T positive = dot(row(p, i), row(p, partner(p, i)), p.d);
+  static double margin(const Problem& p, int64_t i, C log_sum) {
+    const C positive = dot(Panels::row(p, i), Panels::row(p, partner(p, i)), p.d);
     return LN_2 * log_sum - double(positive) * p.inverse_temperature;
   }
 
-  static void finish_losses(const Problem& p, int64_t begin, int64_t end, T* losses, T* log_sum) {
+  static void finish_losses(const Problem& p, int64_t begin, int64_t end, C* losses, C* log_sum) {
     for (int64_t i = begin; i < end; ++i) {
-      log_sum[i] = T(__builtin_log2(p.sums[i]) + (p.running ? p.maxima[i] : shift(p)));
+      log_sum[i] = C(__builtin_log2(p.sums[i]) + (p.running ? p.maxima[i] : shift(p)));
       if (!p.both && i >= p.pairs) continue;
       const double x = margin(p, i, log_sum[i]);
-      losses[i] = T(x > 0 ? x + __builtin_log1p(__builtin_exp(-x)) : __builtin_log1p(__builtin_exp(x)));
+      losses[i] = C(x > 0 ? x + __builtin_log1p(__builtin_exp(-x)) : __builtin_log1p(__builtin_exp(x)));
     }
   }
 
   // The weights b_i and, with a shared shift, b_i / sum; with a running maximum L_i in its place. Without negatives G =
   // 0.
-  static void start_gradient(const Problem& p, int64_t begin, int64_t end, const T* losses_grad, const T* log_sum) {
+  static void start_gradient(const Problem& p, int64_t begin, int64_t end, const C* losses_grad, const C* log_sum) {
     for (int64_t i = begin; i < end; ++i) {
       const bool anchor = i < (p.both ? 2 * p.pairs : p.pairs);
       const bool negatives = anchor && log_sum[i] != -__builtin_inf();
       const double sigma = negatives ? 1 / (1 + __builtin_exp(-margin(p, i, log_sum[i]))) : 0;
-      p.weights[i] = anchor ? T(losses_grad[i] * sigma) : T(0);
+      p.weights[i] = anchor ? C(losses_grad[i] * sigma) : C(0);
       if (p.running)
         p.scaled_weights[i] = negatives ? log_sum[i] : -LOWEST;
       else
-        p.scaled_weights[i] = negatives ? T(p.weights[i] * __builtin_exp2(double(shift(p)) - log_sum[i])) : T(0);
+        p.scaled_weights[i] = negatives ? C(p.weights[i] * __builtin_exp2(double(shift(p)) - log_sum[i])) : C(0);
     }
   }
 
-  // Scores of a tile to its G.
-  static void weigh(const Problem& p, const Tile& tile, T* scores) {
-    const T* const scaled = p.scaled_weights;
+  // G of a tile, times the factors of both rows where panels lack them. Panels that round G leave its sum with the
+  // scores to be taken here, for the temperature's gradient: a difference of large numbers.
+  static void pair_gradients(const Problem& p, const Tile& tile, C* workspace) {
+    const bool full = tile.full(p);
     const V top = V{} + shift(p);
-    for (int64_t i = 0; i < TILE; ++i) {
-      const T row_scaled = scaled[tile.row + i], row_weight = p.weights[tile.row + i];
-      for (int64_t j = 0; j < TILE; j += LANES) {
-        const V s = load<V>(scores + i * TILE + j), column_scaled = load<V>(scaled + tile.column + j);
-        V g;
-        if (p.running)
-          g = row_weight * exp2_nonpositive<T, WIDE>(s - row_scaled) +
-              load<V>(p.weights + tile.column + j) * exp2_nonpositive<T, WIDE>(s - column_scaled);
-        else
-          g = exp2_nonpositive<T, WIDE>(s - top) * (row_scaled + column_scaled);
-        store(scores + i * TILE + j, g);
+    const C *const row_scaled = p.scaled_weights + tile.row, *const column_scaled = p.scaled_weights + tile.column;
+    const C *const row_weight = p.weights + tile.row, *const column_weight = p.weights + tile.column;
+    const bool slopes = Panels::FACTORS && p.slopes;
+    V slope{};
+    for_each_row(p, tile, workspace, [&](int64_t i, C* scores) {
+      V products[TILE / LANES];
+      for (int64_t v = 0; slopes && v < TILE / LANES; ++v) products[v] = load<V>(scores + v * LANES);
+      for (int64_t j = 0; j < TILE; j += STEP * LANES) {
+        V g[STEP], factor[STEP];
+        load_scores(p, tile, i, j, scores, g, factor);
+        if (p.running) {
+#pragma GCC unroll 16
+          for (int v = 0; v < STEP; ++v) {
+            const int64_t k = j + v * LANES;
+            g[v] = row_weight[i] * exp2_nonpositive<C, WIDE>(g[v] - row_scaled[i]) +
+                   load<V>(column_weight + k) * exp2_nonpositive<C, WIDE>(g[v] - load<V>(column_scaled + k));
+          }
+        } else {
+#pragma GCC unroll 16
+          for (int v = 0; v < STEP; ++v) g[v] -= top;
+          exp2_nonpositive<C, WIDE>(g);
+#pragma GCC unroll 16
+          for (int v = 0; v < STEP; ++v) g[v] *= row_scaled[i] + load<V>(column_scaled + j + v * LANES);
+        }
+#pragma GCC unroll 16
+        for (int v = 0; v < STEP; ++v) store(scores + j + v * LANES, Panels::FACTORS ? g[v] * factor[v] : g[v]);
       }
-    }
-    tile.mask(p, T(0), scores);
+      if (!full) tile.mask(p, i, C(0), scores);
+      for (int64_t v = 0; slopes && v < TILE / LANES; ++v) slope += load<V>(scores + v * LANES) * products[v];
+    });
+    // A tile on the diagonal holds every pair twice.
+    if (slopes) p.slopes[tile.row] += sum_lanes<C, WIDE>(slope)[0] * (tile.diagonal() ? 0.5 : 1);
   }
 
   static void add_gradient(const Problem& p, int64_t a_begin, int64_t a_end, int64_t b_begin, int64_t b_end,
-                           T* workspace) {
-    const int64_t wide = padded(p.d);
+                           C* workspace) {
     for_each_tile(p, a_begin, a_end, b_begin, b_end, [&](const Tile& tile) {
-      tile.scores(p, workspace);
-      weigh(p, tile, workspace);
-      product<V, ROWS, VECTORS>(TILE, wide, TILE, Scalars<T>{workspace, TILE, 1}, row(p, tile.column), wide,
-                                p.gradient + tile.row * wide, wide, true);
-      if (tile.diagonal()) return;
-      product<V, ROWS, VECTORS>(TILE, wide, TILE, Scalars<T>{workspace, 1, TILE}, row(p, tile.row), wide,
-                                p.gradient + tile.column * wide, wide, true);
+      pair_gradients(p, tile, workspace);
+      Panels::add_gradient(p, tile.row / TILE, tile.column / TILE, workspace, workspace + TILE * TILE);
     });
   }
 
   static double finish_gradient(const Problem& p, int64_t begin, int64_t end, T* first, T* second) {
-    const int64_t d = p.d, wide = padded(d);
+    const int64_t d = p.d;
     double temperature = 0;
     for (int64_t i = begin; i < end; ++i) {
       const int64_t positive = partner(p, i);
-      const T weight = p.weights[i] + p.weights[positive];
-      T* const dz = p.gradient + i * wide;
-      const T *z = row(p, i), *other = row(p, positive);
-      for (int64_t j = 0; j < d; ++j) dz[j] = (dz[j] - weight * other[j]) * p.inverse_temperature;
-      const T radial = dot(z, dz, d);
-      temperature -= double(radial) * p.inverse_temperature / 2;
+      const C weight = p.weights[i] + p.weights[positive];
+      C* const dz = p.gradient + i * Panels::width(d);
+      const auto z = Panels::row(p, i), other = Panels::row(p, positive);
+      const C factor = Panels::FACTORS ? p.factors[i] * shift(p) : C(1), unscale = factor == 0 ? C(0) : 1 / factor;
+      for (int64_t j = 0; j < d; ++j) dz[j] = (dz[j] * unscale - weight * other[j]) * p.inverse_temperature;
+      const C radial = dot(z, dz, d);
+      if (Panels::FACTORS && p.slopes)
+        temperature -= (LN_2 * p.slopes[i] - double(weight) * dot(z, other, d) * p.inverse_temperature / 2) *
+                       p.inverse_temperature;
+      else
+        temperature -= double(radial) * p.inverse_temperature / 2;
       T* const to = i < p.pairs ? (first ? first + i * d : nullptr) : (second ? second + (i - p.pairs) * d : nullptr);
       if (!to) continue;
-      for (int64_t j = 0; j < d; ++j) to[j] = p.normalize ? (dz[j] - z[j] * radial) * p.inverse[i] : dz[j];
+      if (p.normalize)
+        for (int64_t j = 0; j < d; ++j) dz[j] = (dz[j] - z[j] * radial) * p.inverse[i];
+      narrow(dz, d, to);
     }
     return temperature;
   }
@@ -280,7 +300,8 @@ struct Loops {
 
 namespace CMI_FAST_LEVEL {
 extern const NtXentLossKernels nt_xent_loss;
-const NtXentLossKernels nt_xent_loss{Loops<float>::KERNEL, Loops<double>::KERNEL};
+const NtXentLossKernels nt_xent_loss{Loops<float>::KERNEL, Loops<double>::KERNEL, Loops<BFloat16>::KERNEL,
+                                     Loops<Half>::KERNEL};
 }  // namespace CMI_FAST_LEVEL
 
 }  // namespace cmi_fast

@@ -126,22 +126,51 @@ struct Exp2 {
 template <class T>
 constexpr Exp2<T> EXP2{};
 
-// 2^x for x up to 0 and a little above (what a softmax needs): 2^n 2^r with n = round(x). Exactly 0 below EXP_MIN; NaN
-// stays NaN.
+// y 2^n where x is at least EXP_MIN, else 0; shifted = n + ROUND. NaN stays NaN.
 template <class T, int BYTES>
-inline Vector<T, BYTES> exp2_nonpositive(Vector<T, BYTES> x) {
+inline Vector<T, BYTES> scale_exponent(Vector<T, BYTES> y, Vector<T, BYTES> shifted, Vector<T, BYTES> x) {
   using F = Float<T>;
   using V = Vector<T, BYTES>;
   using Bits = Vector<typename F::Bits, BYTES>;
-  const V shifted = x + F::ROUND;
-  const V r = x - (shifted - F::ROUND);
-  V y = V{} + EXP2<T>.coefficient[F::EXP_DEGREE];
-#pragma GCC unroll 16
-  for (int i = F::EXP_DEGREE - 1; i >= 0; --i) y = y * r + EXP2<T>.coefficient[i];
+#if defined(__AVX512F__)
+  const V n = shifted - F::ROUND, least = V{} + F::EXP_MIN;
+  if constexpr (BYTES == 64 && sizeof(T) == 4)
+    return _mm512_maskz_scalef_ps(_mm512_cmp_ps_mask(x, least, _CMP_NLT_UQ), y, n);
+  else if constexpr (BYTES == 64)
+    return _mm512_maskz_scalef_pd(_mm512_cmp_pd_mask(x, least, _CMP_NLT_UQ), y, n);
+#endif
   // The low bits of `shifted` hold n; moved to the exponent's place they multiply by 2^n.
-  y = (V)((Bits)y + ((Bits)shifted << F::MANTISSA));
-  y = x == x ? y : x;  // a NaN's own low bits would pass for an exponent
+  const V scaled = (V)((Bits)y + ((Bits)shifted << F::MANTISSA));
+  y = y == y ? scaled : y;  // a NaN's own low bits would pass for an exponent
   return x < F::EXP_MIN ? V{} : y;
+}
+
+// 2^x for x up to 0 and a little above (what a softmax needs): 2^n 2^r with n = round(x). Exactly 0 below EXP_MIN; NaN
+// stays NaN. Of COUNT vectors in step, so that while one waits for its last result the others go on.
+template <class T, int BYTES, int COUNT>
+inline void exp2_nonpositive(Vector<T, BYTES> (&x)[COUNT]) {
+  using F = Float<T>;
+  using V = Vector<T, BYTES>;
+  V shifted[COUNT], r[COUNT], y[COUNT];
+  const auto each = [](auto step) {
+#pragma GCC unroll 16
+    for (int v = 0; v < COUNT; ++v) step(v);
+  };
+  each([&](int v) { shifted[v] = x[v] + F::ROUND; });
+  each([&](int v) { r[v] = x[v] - (shifted[v] - F::ROUND); });
+  // Horner's rule in r^2 on pairs of terms: half as many results to wait for.
+  const auto pair = [&](int i, int v) { return r[v] * EXP2<T>.coefficient[i] + EXP2<T>.coefficient[i - 1]; };
+  each([&](int v) { y[v] = pair(F::EXP_DEGREE, v); });
+#pragma GCC unroll 16
+  for (int i = F::EXP_DEGREE - 2; i > 0; i -= 2) each([&](int v) { y[v] = y[v] * (r[v] * r[v]) + pair(i, v); });
+  each([&](int v) { x[v] = scale_exponent<T, BYTES>(y[v], shifted[v], x[v]); });
+}
+
+template <class T, int BYTES>
+inline Vector<T, BYTES> exp2_nonpositive(Vector<T, BYTES> x) {
+  Vector<T, BYTES> y[1] = {x};
+  exp2_nonpositive<T, BYTES>(y);
+  return y[0];
 }
 
 #if defined(__clang__)
