@@ -22,7 +22,6 @@ from cmi_fast.ops.checks import (
     values_can_be_read,
 )
 from cmi_fast.ops.register_operator import register_operator
-from cmi_fast.reference.reduction import reduce_losses
 from cmi_fast.reference.rows import accumulation_type
 
 MAX_INTERESTS = 256  # the CPU kernel keeps a pair's best interest in a byte
@@ -123,10 +122,18 @@ def interest_softmax_loss(
             )
     targets = targets.to(torch.int64)
     candidate_ids = None if candidate_ids is None else candidate_ids.to(torch.int64)
-    losses, *_ = _interest_softmax_loss(
-        interests, candidates, targets, general, candidate_bias, exclude, candidate_ids, number, tensor
+    return _interest_softmax_loss(
+        interests,
+        candidates,
+        targets,
+        general,
+        candidate_bias,
+        exclude,
+        candidate_ids,
+        number,
+        tensor,
+        reduction=reduction,
     )
-    return reduce_losses(losses, reduction)
 
 
 def _check_targets_stay(exclude: Tensor, targets: Tensor) -> None:

@@ -18,7 +18,6 @@ from cmi_fast.ops.checks import (
     check_tensor,
 )
 from cmi_fast.ops.register_operator import register_operator
-from cmi_fast.reference.reduction import reduce_losses
 from cmi_fast.reference.rows import accumulation_type
 
 NEGATIVES = ("all", "cross_view")
@@ -91,10 +90,16 @@ def nt_xent_loss(
         with without_autocast(first.device):
             temperature = number if tensor is None else tensor
             return reference.nt_xent_loss(first, second, temperature, negatives, direction, normalize, reduction)
-    losses, _ = _nt_xent_loss(
-        first.flatten(0, -2), second.flatten(0, -2), number, tensor, negatives, direction, normalize
+    return _nt_xent_loss(
+        first.flatten(0, -2),
+        second.flatten(0, -2),
+        number,
+        tensor,
+        negatives,
+        direction,
+        normalize,
+        reduction=reduction,
     )
-    return reduce_losses(losses, reduction)
 
 
 def _fake(

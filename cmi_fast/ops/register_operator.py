@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from cmi_fast.reference.reduction import reduce_losses
+
 
 def register_operator(
     library: str, name: str, *, fake: Callable[..., Any], differentiable: Sequence[int]
-) -> Callable[..., Any]:
-    """Give the compiled operator ``library::name`` its shape function and its gradient; returns what to call.
+) -> Callable[..., Tensor]:
+    """Give the compiled operator ``library::name`` its shape function and its gradient.
 
     One convention serves every operator: with its inputs x and outputs y or (y, saved...), the gradient is the operator
     ``name_backward(y_grad, saved..., x..., wanted...)``. It has one flag and one result for each input that
     ``differentiable`` counts; an unwanted result is empty. Only y has a gradient.
+
+    Returns:
+        The function to call: x to y, or to what its keyword ``reduction`` makes of the losses y.
     """
     forward = getattr(getattr(torch.ops, library), name).default
     gradient = getattr(getattr(torch.ops, library), f"{name}_backward").default
@@ -31,23 +37,29 @@ def register_operator(
             for index, want in zip(differentiable, wanted, strict=True)
         )
 
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        saved = output[1:] if isinstance(output, tuple) else ()
+    def save(ctx: Any, inputs: tuple[Any, ...], saved: tuple[Tensor, ...]) -> None:
         ctx.options = [None if isinstance(x, Tensor) else x for x in inputs]
-        ctx.save_for_backward(*saved, *(x if isinstance(x, Tensor) else None for x in inputs))
-        if saved:
-            ctx.mark_non_differentiable(*saved)
+        ctx.save_for_backward(*saved, *[x if isinstance(x, Tensor) else None for x in inputs])
 
-    def backward(ctx: Any, y_grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+    def differentiate(ctx: Any, y_grad: Tensor, needs_input_grad: Sequence[bool]) -> list[Tensor | None]:
         tensors, options = ctx.saved_tensors, ctx.options
         saved = len(tensors) - len(options)
         inputs = [x if option is None else option for x, option in zip(tensors[saved:], options, strict=True)]
-        wanted = [ctx.needs_input_grad[index] for index in differentiable]
+        wanted = [needs_input_grad[index] for index in differentiable]
         results = gradient(y_grad, *tensors[:saved], *inputs, *wanted)
         gradients: list[Tensor | None] = [None] * len(inputs)
         for index, want, result in zip(differentiable, wanted, results, strict=True):
             gradients[index] = result if want else None
-        return tuple(gradients)
+        return gradients
+
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        saved = output[1:] if isinstance(output, tuple) else ()
+        save(ctx, inputs, saved)
+        if saved:
+            ctx.mark_non_differentiable(*saved)
+
+    def backward(ctx: Any, y_grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        return tuple(differentiate(ctx, y_grad, ctx.needs_input_grad))
 
     def no_second_derivative(ctx: Any, *gradients: Tensor) -> None:
         raise RuntimeError(
@@ -62,26 +74,47 @@ def register_operator(
     torch.library.register_autograd(f"{library}::{name}_backward", no_second_derivative)
 
     class Eager(torch.autograd.Function):
-        """The same gradient without torch.library's dispatch through Python, which costs more than a small batch."""
+        """The same without torch.library's dispatch through Python, and with the reduction of losses in the same node.
+
+        For a small batch either costs more than the operator itself.
+        """
 
         @staticmethod
-        def forward(ctx: Any, *inputs: Any) -> Any:
+        def forward(ctx: Any, reduction: str, *inputs: Any) -> Tensor:
             with torch._C._AutoDispatchBelowAutograd():
                 output = forward(*inputs)
-            setup_context(ctx, inputs, output)
-            return output
+                y, saved = (output[0], output[1:]) if isinstance(output, tuple) else (output, ())
+                save(ctx, inputs, saved)
+                ctx.reduction, ctx.shape = reduction, y.shape
+                return reduce_losses(y, reduction)
 
         @staticmethod
-        def backward(ctx: Any, *gradients: Any) -> Any:
-            if torch.is_grad_enabled():  # create_graph=True: through autograd, which refuses a second derivative
-                return backward(ctx, *gradients)
-            with torch._C._AutoDispatchBelowAutograd():
-                return backward(ctx, *gradients)
+        def backward(ctx: Any, y_grad: Tensor) -> tuple[Tensor | None, ...]:
+            with _below_autograd_unless_recording():
+                if ctx.reduction != "none":
+                    y_grad = y_grad.expand(ctx.shape)
+                if ctx.reduction == "mean":
+                    y_grad = y_grad / ctx.shape.numel()
+                return None, *differentiate(ctx, y_grad, ctx.needs_input_grad[1:])
 
-    Eager.__name__ = name
-    apply: Callable[..., Any] = Eager.apply
+    eager = _named(Eager, name)
 
-    def call(*inputs: Any) -> Any:
-        return (forward if torch.compiler.is_compiling() else apply)(*inputs)
+    def call(*inputs: Any, reduction: str = "none") -> Tensor:
+        if not torch.compiler.is_compiling():
+            return eager(reduction, *inputs)
+        output = forward(*inputs)
+        return reduce_losses(output[0] if isinstance(output, tuple) else output, reduction)
 
     return call
+
+
+def _below_autograd_unless_recording() -> AbstractContextManager[object]:
+    """Within create_graph=True operators stay above autograd, which then refuses their second derivative."""
+    return nullcontext() if torch.is_grad_enabled() else torch._C._AutoDispatchBelowAutograd()
+
+
+def _named(function: type[torch.autograd.Function], name: str) -> Callable[..., Any]:
+    """``apply`` of the function under the name that profilers and ``grad_fn`` show."""
+    camel = "".join(word.capitalize() for word in name.split("_"))
+    apply: Callable[..., Any] = type(camel, (function,), {}).apply  # type: ignore[attr-defined]
+    return apply
