@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from checking import needs_native
+from lightly_peer import lightly_loss
 from measure import Report, call_with
 from torch import Tensor
 
@@ -38,6 +39,13 @@ def metric_learning(first: Tensor, second: Tensor) -> Tensor:
     return SupConLoss(temperature=0.1)(torch.cat([first, second]), torch.arange(len(first)).repeat(2))
 
 
+def lightly() -> torch.nn.Module | None:
+    try:
+        return lightly_loss()(temperature=0.1)
+    except ImportError:
+        return None
+
+
 @pytest.mark.parametrize("pairs", PAIRS)
 @pytest.mark.parametrize("backward", [False, True], ids=["forward", "forward+backward"])
 def test_speed(benchmark: object, report: Report, request: pytest.FixtureRequest, pairs: int, backward: bool) -> None:
@@ -52,6 +60,8 @@ def test_speed(benchmark: object, report: Report, request: pytest.FixtureRequest
         functions["torch.compile"] = torch.compile(eager)
     if 8 <= pairs <= 1024 and importlib.util.find_spec("pytorch_metric_learning"):
         functions["pytorch-metric-learning SupConLoss"] = metric_learning
+    if pairs >= 8 and (loss := lightly()):
+        functions["lightly NTXentLoss"] = loss
     rows = 2 * pairs
     report.compare(
         benchmark,

@@ -6,9 +6,40 @@ import inspect
 
 import pytest
 import torch
+from checking import with_gradients
+from lightly_peer import lightly_loss
 
 from cmi_fast import nn
 from cmi_fast.functional import interest_softmax_loss, nt_xent_loss
+
+
+@pytest.fixture(scope="module")
+def lightlys() -> type[torch.nn.Module]:
+    try:
+        return lightly_loss()
+    except ImportError as error:
+        pytest.skip(f"lightly's loss does not import: {error}")
+
+
+def test_nt_xent_takes_what_lightlys_takes(lightlys: type[torch.nn.Module]) -> None:
+    def parameters(function: object) -> list[tuple[str, object, object]]:
+        return [(p.name, p.default, p.kind) for p in inspect.signature(function).parameters.values()]
+
+    theirs = parameters(lightlys)
+    assert parameters(nn.NTXentLoss)[: len(theirs)] == theirs
+    assert parameters(nn.NTXentLoss.forward) == parameters(lightlys.forward)
+
+
+@pytest.mark.parametrize("pairs", [1, 2, 33, 64])
+@pytest.mark.parametrize("temperature", [0.5, 0.1, 0.01])
+@pytest.mark.parametrize("backend", ["reference", "auto"])
+def test_nt_xent_equals_lightlys(lightlys: type[torch.nn.Module], pairs: int, temperature: float, backend: str) -> None:
+    first = torch.randn(pairs, 17, dtype=torch.float64)
+    views = first, first + 0.5 * torch.randn_like(first)
+    ours = with_gradients(nn.NTXentLoss(temperature, backend=backend), views, torch.tensor(1.0))
+    theirs = with_gradients(lightlys(temperature), views, torch.tensor(1.0))
+    for our, their in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(our, their, rtol=1e-10, atol=1e-12)
 
 
 def test_nt_xent_has_lightlys_signature() -> None:

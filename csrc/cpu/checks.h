@@ -20,15 +20,15 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
 template <class T>
-constexpr ScalarType SCALAR_TYPE;
+inline constexpr ScalarType SCALAR_TYPE = ScalarType::Undefined;
 template <>
-constexpr ScalarType SCALAR_TYPE<float> = ScalarType::Float;
+inline constexpr ScalarType SCALAR_TYPE<float> = ScalarType::Float;
 template <>
-constexpr ScalarType SCALAR_TYPE<double> = ScalarType::Double;
+inline constexpr ScalarType SCALAR_TYPE<double> = ScalarType::Double;
 template <>
-constexpr ScalarType SCALAR_TYPE<BFloat16> = ScalarType::BFloat16;
+inline constexpr ScalarType SCALAR_TYPE<BFloat16> = ScalarType::BFloat16;
 template <>
-constexpr ScalarType SCALAR_TYPE<Half> = ScalarType::Half;
+inline constexpr ScalarType SCALAR_TYPE<Half> = ScalarType::Half;
 
 // Calls run(T()) for the type T of the tensor's elements.
 template <class Run>

@@ -8,6 +8,7 @@
 
 #include "cpu/checks.h"
 #include "cpu/level.h"
+#include "cpu/parallel.h"
 #include "cpu/partition.h"
 
 namespace cmi_fast {
@@ -136,8 +137,8 @@ struct Call {
   // run(part, workspace) for every part.
   template <class Run>
   void parallel(int64_t parts, const Run& run) const {
-    parallel_for_parts(parts, std::min(workers, parts),
-                       [&](int64_t part, int64_t worker) { run(part, workspace + worker * sizes.workspace); });
+    for_each_part(parts, std::min(workers, parts), TorchThreads{},
+                  [&](int64_t part, int64_t worker) { run(part, workspace + worker * sizes.workspace); });
   }
 
   // run(part, begin, end, workspace) for ranges of users, whole strips each.

@@ -1,9 +1,8 @@
 #include "cpu/level.h"
 
-#include <torch/headeronly/util/Exception.h>
-
 #include <array>
 #include <atomic>
+#include <stdexcept>
 #include <string>
 
 namespace cmi_fast {
@@ -65,7 +64,7 @@ void set_isa_level(std::string name) {
       chosen() = Level(i);
       return;
     }
-  STD_TORCH_CHECK(false, "ISA level '", name, "': this CPU runs ", supported_isa_levels());
+  throw std::runtime_error("ISA level '" + name + "': this CPU runs " + supported_isa_levels());
 }
 
 }  // namespace cmi_fast

@@ -1,6 +1,7 @@
-// ISA levels: which ones this CPU runs, and which one the kernels use.
+// ISA levels: which ones this CPU runs, and which one the kernels use. Torch-free.
 #pragma once
 
+#include <cstddef>
 #include <initializer_list>
 #include <string>
 

@@ -3,14 +3,12 @@
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
-#include <numeric>
 #include <string>
-#include <vector>
 
 #include "cpu/checks.h"
 #include "cpu/level.h"
-#include "cpu/pair_schedule.h"
-#include "cpu/partition.h"
+#include "cpu/nt_xent_passes.h"
+#include "cpu/parallel.h"
 
 namespace cmi_fast {
 
@@ -50,7 +48,7 @@ struct Call {
   Tensor first, second, matrices, vectors, sums, workspace;
   typename NtXentLossKernel<T>::Sizes sizes;
   NtXentLoss<T> problem;
-  int64_t blocks, workers;
+  NtXentSchedule schedule;
 
   Call(const Tensor& first_, const Tensor& second_, const Options& options, bool backward, bool temperature_grad) {
     STD_TORCH_CHECK(first_.dim() == 2 && second_.dim() == 2 && first_.numel() > 0 &&
@@ -88,39 +86,18 @@ struct Call {
                .weights = vector + 3 * sizes.anchors,
                .scaled_weights = vector + 4 * sizes.anchors,
                .gradient = backward ? matrix + sizes.panels : nullptr};
-    // Even, or 1. Half as many threads find work. Beyond 32, eight tiles each: two such blocks stay in L2 while all
-    // their tiles meet.
-    blocks = std::min<int64_t>(sizes.tiles, std::clamp<int64_t>(sizes.tiles / 8, 32, 128));
-    blocks = blocks == 1 ? 1 : (blocks + 1) / 2 * 2;
-    // A pair of tiles takes a few microseconds; a thread is worth waking for a good many.
-    workers = std::clamp<int64_t>(sizes.tiles * sizes.tiles / 32, 1, torch::stable::get_num_threads());
-    workspace = empty(workers * sizes.workspace);
-    ranges([&](int64_t begin, int64_t end) { kernel.pack(problem, begin, end); }, sizes.tiles);
+    schedule = NtXentSchedule(sizes.tiles, torch::stable::get_num_threads());
+    workspace = empty(schedule.workers * sizes.workspace);
+  }
+
+  NtXentPasses<T, TorchThreads> passes() const {
+    return {kernel, problem, schedule, mutable_data<C>(workspace), sizes.workspace, TorchThreads{}};
   }
 
   // Uninitialised, of the type that sums run in.
   template <class... Sizes>
   Tensor empty(Sizes... sizes) const {
     return torch::stable::new_empty(first, {sizes...}, SCALAR_TYPE<C>);
-  }
-
-  // run(begin, end) for ranges that cover 0 .. count, in parallel.
-  template <class Run>
-  void ranges(const Run& run, int64_t count) const {
-    parallel_for_parts(blocks, std::min(workers, blocks),
-                       [&](int64_t part, int64_t) { run(count * part / blocks, count * (part + 1) / blocks); });
-  }
-
-  // run(a_begin, a_end, b_begin, b_end, workspace) for all pairs of blocks of tiles.
-  template <class Run>
-  void pairs(const Run& run) const {
-    const auto boundary = [&](int64_t block) { return sizes.tiles * block / blocks; };
-    for_each_pair(
-        blocks, [&](const auto& work) { parallel_for_workers(std::min(workers, blocks), work); },
-        [&](int64_t a, int64_t b, int64_t worker) {
-          run(boundary(a), boundary(a + 1), boundary(b), boundary(b + 1),
-              mutable_data<C>(workspace) + worker * sizes.workspace);
-        });
   }
 };
 
@@ -131,12 +108,7 @@ std::tuple<Tensor, Tensor> forward(const Call<T>& call) {
   const int64_t n = 2 * p.pairs;
   const Tensor losses = call.empty(p.both ? n : p.pairs);
   const Tensor log_sum = call.empty(n);
-  call.pairs([&](auto... arguments) { call.kernel.add_sums(p, arguments...); });
-  call.ranges(
-      [&](int64_t begin, int64_t end) {
-        call.kernel.finish_losses(p, begin, end, mutable_data<C>(losses), mutable_data<C>(log_sum));
-      },
-      n);
+  call.passes().forward(mutable_data<C>(losses), mutable_data<C>(log_sum));
   return {losses, log_sum};
 }
 
@@ -154,17 +126,10 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Call<T>& call, const Tensor& l
   const Tensor first = first_grad ? torch::stable::empty_like(call.first) : none;
   const Tensor second = second_grad ? torch::stable::empty_like(call.second) : none;
   const Tensor temperature = temperature_grad ? call.empty() : none;
-  call.ranges([&](int64_t begin,
-                  int64_t end) { call.kernel.start_gradient(p, begin, end, data<C>(losses_grad), data<C>(log_sum)); },
-              n);
-  call.pairs([&](auto... arguments) { call.kernel.add_gradient(p, arguments...); });
-  std::vector<double> parts(call.blocks);
-  parallel_for_parts(call.blocks, std::min(call.workers, call.blocks), [&](int64_t part, int64_t) {
-    parts[part] = call.kernel.finish_gradient(p, n * part / call.blocks, n * (part + 1) / call.blocks,
-                                              first_grad ? mutable_data<T>(first) : nullptr,
-                                              second_grad ? mutable_data<T>(second) : nullptr);
-  });
-  if (temperature_grad) *mutable_data<C>(temperature) = C(std::accumulate(parts.begin(), parts.end(), 0.0));
+  const double slope =
+      call.passes().backward(data<C>(losses_grad), data<C>(log_sum), first_grad ? mutable_data<T>(first) : nullptr,
+                             second_grad ? mutable_data<T>(second) : nullptr);
+  if (temperature_grad) *mutable_data<C>(temperature) = C(slope);
   return {first, second, temperature};
 }
 

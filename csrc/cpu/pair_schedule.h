@@ -10,13 +10,13 @@
 
 namespace cmi_fast {
 
-// Calls visit(a, b, worker) for all a <= b < blocks (blocks even, or 1). parallel(run) calls run(worker) for each
-// worker, at the same time or one after another.
+// Calls visit(a, b, worker) for all a <= b < blocks (blocks even, or 1). parallel(workers, run) calls run(worker) for
+// every worker, at the same time or one after another.
 //
 // Tasks are taken in the order of the rounds, and one starts when both its blocks have played the round before. There
 // is no barrier between rounds, as it would wait for a thread that the system has put aside.
 template <class Parallel, class Visit>
-void for_each_pair(int64_t blocks, const Parallel& parallel, const Visit& visit) {
+void for_each_pair(int64_t blocks, int64_t workers, const Parallel& parallel, const Visit& visit) {
   const int64_t circle = blocks - 1;  // from round 1 on the last block stays, the others turn
   const int64_t tasks = blocks + circle * (blocks / 2);
   std::atomic<int64_t> next{0};
@@ -24,7 +24,7 @@ void for_each_pair(int64_t blocks, const Parallel& parallel, const Visit& visit)
   const auto wait = [&](int64_t block, int64_t round) {
     while (played[block].load(std::memory_order_acquire) < round) std::this_thread::yield();
   };
-  parallel([&](int64_t worker) {
+  parallel(workers, [&](int64_t worker) {
     for (int64_t task = next++; task < tasks; task = next++) {
       int64_t a = task, b = task, round = 0;  // round 0: every block with itself
       if (task >= blocks) {

@@ -1,8 +1,7 @@
 // Work split into parts of about equal size: the same parts whatever the number of threads, so sums over parts have
-// the same bits on 1 and on 64 threads.
+// the same bits on 1 and on 64 threads. Torch-free: `parallel(workers, run)` calls run(worker) for every worker, at the
+// same time or one after another.
 #pragma once
-
-#include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
 #include <atomic>
@@ -31,20 +30,12 @@ inline std::vector<int64_t> partition(const Sequences& sequences) {
   return boundaries;
 }
 
-// Calls run(worker) for every worker.
-template <class Run>
-void parallel_for_workers(int64_t workers, const Run& run) {
-  torch::stable::parallel_for(0, workers, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t worker = begin; worker < end; ++worker) run(worker);
-  });
-}
-
 // Calls run(part, worker) for every part. A worker runs one part after another, so it can own a workspace; it takes the
 // next one that nobody has taken, so a slow core holds up nobody. Which worker ran a part does not show in the result.
-template <class Run>
-void parallel_for_parts(int64_t parts, int64_t workers, const Run& run) {
+template <class Parallel, class Run>
+void for_each_part(int64_t parts, int64_t workers, const Parallel& parallel, const Run& run) {
   std::atomic<int64_t> next{0};
-  parallel_for_workers(workers, [&](int64_t worker) {
+  parallel(workers, [&](int64_t worker) {
     for (int64_t part = next++; part < parts; part = next++) run(part, worker);
   });
 }

@@ -7,6 +7,7 @@
 #include "cpu/checks.h"
 #include "cpu/kernels/table_gradient.h"
 #include "cpu/level.h"
+#include "cpu/parallel.h"
 #include "cpu/partition.h"
 #include "cpu/sorted_ids.h"
 
@@ -152,7 +153,7 @@ struct Call {
 
   template <class Run>
   void parallel(const Run& run) const {
-    parallel_for_parts(parts, workers, [&](int64_t part, int64_t worker) {
+    for_each_part(parts, workers, TorchThreads{}, [&](int64_t part, int64_t worker) {
       run(part, boundaries[part], boundaries[part + 1], mutable_data<T>(workspace) + worker * workspace_stride);
     });
   }
@@ -229,7 +230,8 @@ void sum_into_table(const Tensor& rows, const std::vector<int64_t>& ids, const T
                                   worth_streaming<T>(table)};
   constexpr int64_t PART = 1024;  // rows of the table
   const int64_t count = table.size(0), parts = (count + PART - 1) / PART;
-  parallel_for_parts(parts, std::min<int64_t>(parts, torch::stable::get_num_threads()), [&](int64_t part, int64_t) {
+  const int64_t workers = std::min<int64_t>(parts, torch::stable::get_num_threads());
+  for_each_part(parts, workers, TorchThreads{}, [&](int64_t part, int64_t) {
     run_table_gradient(gradient, part * PART, std::min(count, (part + 1) * PART));
   });
 }

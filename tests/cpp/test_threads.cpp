@@ -1,0 +1,52 @@
+// The same bits on any number of threads, under the operators' own schedules. ThreadSanitizer watches.
+#include "nt_xent.h"
+#include "pool.h"
+
+namespace cmi_fast::testing {
+namespace {
+
+constexpr int64_t THREADS[] = {1, 2, 3, 8, 64};
+
+template <class T>
+void test_nt_xent() {
+  for (const NtXentCase& c : {NtXentCase{1, 5, 0.1, false, true, true}, NtXentCase{33, 5, 0.1, false, true, true},
+                              NtXentCase{600, 5, 0.1, false, true, true}, NtXentCase{600, 5, 0.005, true, true, true},
+                              NtXentCase{600, 5, 1, false, false, false}})
+    for (const int64_t blocks : {0, 4}) {
+      if (blocks > 0 && c.pairs < 100) continue;  // more blocks than tiles
+      const NtXentInputs<T> inputs(c);
+      const auto expected = run_nt_xent(c, inputs, OneAfterAnother{}, blocks);
+      check_nt_xent(expected, nt_xent_term_by_term(c, inputs), ELEMENT<T>.name + " " + c.name());
+      for (const int64_t threads : THREADS)
+        check(run_nt_xent(c, inputs, Threads{}, blocks, threads).same_bits_as(expected),
+              ELEMENT<T>.name + " " + c.name() + "same bits on " + std::to_string(threads) + " threads");
+    }
+}
+
+template <class T>
+void test_pool() {
+  std::vector<int64_t> lengths(400);
+  for (size_t b = 0; b < lengths.size(); ++b) lengths[b] = b * 7 % 23;
+  for (const PoolCase& c : {PoolCase{lengths, 0, 5, 9}, PoolCase{lengths, 22, 5, 9, 0.1, 2, 100},
+                            PoolCase{lengths, 22, 5, 16, 0.1, 0, 0, sizeof(T) > 2}}) {
+    const PoolInputs<T> inputs(c);
+    const auto expected = run_pool(c, inputs, OneAfterAnother{}, 1, every_gradient<T>(c));
+    check_pool(expected, pool_item_by_item(c, inputs), c, ELEMENT<T>.name + " " + c.name());
+    for (const int64_t threads : THREADS)
+      check(run_pool(c, inputs, Threads{}, threads, every_gradient<T>(c)).same_bits_as(expected),
+            ELEMENT<T>.name + " " + c.name() + "same bits on " + std::to_string(threads) + " threads");
+  }
+}
+
+}  // namespace
+
+void test_threads() {  // what the threads share does not depend on the ISA level: the best one
+  test_nt_xent<float>();
+  test_nt_xent<double>();
+  test_nt_xent<BFloat16>();
+  test_pool<float>();
+  test_pool<double>();
+  test_pool<BFloat16>();
+}
+
+}  // namespace cmi_fast::testing

@@ -1,0 +1,26 @@
+"""The examples run, and say what they are meant to show."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+def test_simclr_loss_is_a_drop_in() -> None:
+    command = [sys.executable, EXAMPLES / "simclr_loss.py", "--steps", "8", "--batch", "32", "--rows", "256"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    ours, theirs = re.findall(r": loss ([\d.]+) -> ([\d.]+) in 8 steps", done.stdout)
+    assert float(ours[1]) < float(ours[0])  # it learns
+    for our, their in zip(ours, theirs, strict=True):
+        assert float(our) == pytest.approx(float(their), rel=1e-3)
+    value, gradient = re.search(r"differences: value (\S+), gradient (\S+) of", done.stdout).groups()
+    assert float(value) < 1e-5
+    assert float(gradient) < 1e-4
+    assert len(re.findall(r"[\d.]+ ms and \d+ MB for 2 x 256 rows", done.stdout)) == 2
