@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from measure import Report, Row, Run, _row, assert_equal, call_with, copy_bandwidth, seconds
+from measure import Ceilings, Report, Run, _row, assert_equal, call_with, copy_bandwidth, seconds
 from torch import Tensor
 
 import cmi_fast
@@ -64,8 +64,10 @@ class GpuReport(Report):
             for name, run in variants.items():
                 times[name].append(self.seconds(run))
         for name, run in variants.items():
-            row = _row(operator, case, name, times[name][3:], times[ours][3:], flops, traffic, None, self.ceilings)
-            self.rows.append(Row(**{**row.__dict__, "extra_mb": self.extra_memory(run)}))
+            memory = self.extra_memory(run)
+            timed = times[name][3:], times[ours][3:]
+            row = _row(operator, case, name, *timed, flops, traffic, memory, self.ceilings, "bfloat16" in case)
+            self.rows.append(row)
             print(f"{operator:28}{case:36}{name:32}{row.median_ms:10.3f} ms", flush=True)
 
     def seconds(self, run: Run) -> float:
@@ -90,26 +92,23 @@ class GpuReport(Report):
         return (torch.cuda.max_memory_allocated() - before) / 2**20
 
     @cached_property
-    def ceilings(self) -> tuple[float, float]:
-        """GFLOP/s of a large bfloat16 product and GB/s of a large copy."""
+    def ceilings(self) -> Ceilings:
+        """Of large products, in float32 without TensorFloat-32 and in bfloat16, and of a large copy."""
         if self.device.type != "cuda":
-            return 1.0, copy_bandwidth()
-        matrix = torch.randn(8192, 8192, device=self.device, dtype=torch.bfloat16)
+            return Ceilings(1.0, 1.0, copy_bandwidth())
+
+        def product(dtype: torch.dtype) -> float:
+            matrix = torch.randn(8192, 8192, device=self.device, dtype=dtype)
+            return 2 * 8192**3 / min(self.seconds(lambda: [matrix @ matrix]) for _ in range(20)) / 1e9
+
         source = torch.ones(2**30 // 4, device=self.device)
         target = torch.empty_like(source)
-        product = min(self.seconds(lambda: [matrix @ matrix]) for _ in range(20))
         copy = min(self.seconds(lambda: [target.copy_(source)]) for _ in range(20))
-        return 2 * 8192**3 / product / 1e9, 2 * source.nbytes / copy / 1e9
+        return Ceilings(product(torch.float32), product(torch.bfloat16), 2 * source.nbytes / copy / 1e9)
 
     def machine(self) -> dict[str, Any]:
-        peak, bandwidth = self.ceilings
         name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "no GPU"
-        return {
-            **{key: value for key, value in super().machine().items() if "gflops" not in key and "gb_s" not in key},
-            "gpu": name,
-            "bf16_product_gflops": round(peak, 1),
-            "copy_bandwidth_gb_s": round(bandwidth, 1),
-        }
+        return {**super().machine(), "gpu": name}
 
     def introduction(self) -> list[str]:
         return [
