@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
+
+# Without a GPU, Triton's kernels run on CPU tensors in its interpreter, which must be known before they are defined.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("cmi_fast")
+    group.addoption("--device", default="cpu", help="where tests of operators make their tensors (default: cpu)")
     group.addoption("--benchmark", action="store_true", help="time the benchmarks instead of running them once")
     group.addoption(
         "--benchmark-results",
@@ -21,6 +28,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    torch.set_default_device(None if config.getoption("--device") == "cpu" else config.getoption("--device"))
     if not config.getoption("--benchmark"):
         config.option.benchmark_disable = True
     config.option.benchmark_quiet = True  # the table of ratios below says more

@@ -126,20 +126,25 @@ class Report:
             "copy_bandwidth_gb_s": round(ceilings.copy, 1),
         }
 
-    def markdown(self) -> str:
-        machine = self.machine()
-        lines = [
-            "# Performance",
-            "",
+    def introduction(self) -> list[str]:
+        """What the table's reader must know: how it was measured, and against which ceilings."""
+        return [
             "Written by `pytest benchmarks/ --benchmark --benchmark-results docs/performance`, on",
             "",
-            *(f"- {key.replace('_', ' ')}: {value}" for key, value in machine.items() if value is not None),
+            *(f"- {key.replace('_', ' ')}: {value}" for key, value in self.machine().items() if value is not None),
             "",
             "Variants of a case run in turn, round by round; a ratio is the median over rounds of the variant's time",
             "to ours in the same round. No time is printed for a wrong result. FLOP and bytes are what an ideal",
             "implementation needs, so the shares of the ceilings (multiply-adds in registers, of bfloat16 where ours",
             "computes in it, and a large copy, measured in the same run) compare variants. Memory is the peak of one",
             "run above what was there, results included.",
+        ]
+
+    def markdown(self) -> str:
+        lines = [
+            "# Performance",
+            "",
+            *self.introduction(),
             "",
             "| operator | case | variant | median ms (quartiles) | times ours (quartiles) | GFLOP/s (of peak) "
             "| GB/s (of copy) | extra MB |",

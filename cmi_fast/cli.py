@@ -11,8 +11,9 @@ from typing import Annotated, Any
 import typer
 
 import cmi_fast
-from cmi_fast import _native
+from cmi_fast import _native, functional, triton
 from cmi_fast.errors import InputError
+from cmi_fast.ops.backend import automatic_backends
 from cmi_fast.tables import text_table
 
 app = typer.Typer(
@@ -37,8 +38,12 @@ NAMES = {
 
 @app.command()
 def info() -> None:
-    """Versions, compiled operators, ISA level and threads."""
+    """Versions, compiled operators, ISA level, threads, and the backend that each operator takes."""
     print(text_table([[key, _plain(value)] for key, value in cmi_fast.build_info().items()]))
+    rows = [[name, *automatic_backends(name)] for name in functional.__all__]
+    print(f"\n{text_table([['operator', 'on the CPU', 'on a GPU'], *rows])}")
+    tested = ", ".join(triton.TESTED_ON) or "no GPU yet"
+    print(f"\nThe tests of the Triton kernels have passed in Triton's interpreter, and on {tested}.")
 
 
 @app.command()
@@ -80,6 +85,7 @@ def train(
         typer.Option(help="Known categories (item_id, category) to compare the learned ones with."),
     ] = None,
     overwrite: Annotated[bool, typer.Option(help="Write into a folder that is not empty.")] = False,
+    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
 ) -> None:
     """Train on all but the last two days, choose the epoch on the last but one, test on the last."""
     from cmi_fast.display import display
@@ -95,6 +101,7 @@ def train(
             out,
             loaded,
             where=where,
+            device=device,
             item_categories=item_categories,
             on_read=lambda interactions: _print_notes(interactions.notes),
             progress=progress,

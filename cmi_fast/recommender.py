@@ -56,7 +56,8 @@ class Recommender:
         lengths = torch.from_numpy(recent.lengths)
         history = torch.zeros(len(recent), max(1, int(recent.lengths.max(initial=0))), dtype=torch.int64)
         history[torch.arange(history.shape[1]) < lengths[:, None]] = torch.from_numpy(recent.items).long()
-        return self.model(history, lengths)
+        device = self.model.items.device
+        return self.model(history.to(device), lengths.to(device))
 
     @torch.no_grad()
     def recommend(
@@ -70,16 +71,17 @@ class Recommender:
         rows = np.arange(len(self.item_ids)) if candidates is None else np.flatnonzero(candidates)
         place = np.full(len(self.item_ids), -1)
         place[rows] = np.arange(len(rows))
-        vectors = self.model.item_vectors()[torch.from_numpy(rows)]
+        device = self.model.items.device
+        vectors = self.model.item_vectors()[torch.from_numpy(rows).to(device)]
         scores = np.full((len(histories), k), -np.inf, dtype=np.float32)
         found = np.full((len(histories), k), -1)
         for first in range(0, len(histories), USERS_AT_ONCE):
             users = np.arange(first, min(first + USERS_AT_ONCE, len(histories)))
             block = histories.select(users)
             seen = translate(block, place)
-            offsets, items = torch.from_numpy(seen.offsets), torch.from_numpy(seen.items)
+            offsets, items = (torch.from_numpy(x).to(device) for x in (seen.offsets, seen.items))
             values, columns = top_k(self.interests(block), vectors, k, exclude_offsets=offsets, exclude_ids=items)
-            scores[users], found[users] = values.numpy(), np.append(rows, -1)[columns.numpy()]
+            scores[users], found[users] = values.cpu().numpy(), np.append(rows, -1)[columns.cpu().numpy()]
         empty = histories.lengths == 0
         popular = self.popular[place[self.popular] >= 0][:k]
         scores[empty], found[empty] = -np.inf, -1

@@ -20,7 +20,7 @@ from cmi_fast.evaluation import POLICY, EvaluationTask, evaluate_baselines
 from cmi_fast.evaluation.categories import category_agreement, read_item_categories
 from cmi_fast.recommender import Recommender, translate
 from cmi_fast.training.config import Config, Source
-from cmi_fast.training.trainer import Progress, build_model, candidate_frequency, train
+from cmi_fast.training.trainer import Progress, build_model, candidate_frequency, parse_device, train
 
 Metrics = dict[str, Any]
 
@@ -46,6 +46,7 @@ def train_run(
     config: Config,
     *,
     where: str | None = None,
+    device: str = "cpu",
     item_categories: Path | None = None,
     on_read: Callable[[Interactions], None] = lambda interactions: None,
     progress: Progress | None = None,
@@ -55,6 +56,7 @@ def train_run(
     The folder appears with the first epoch's weights: nothing is written for input that cannot be used.
     """
     progress = progress or Progress()
+    target = parse_device(device)
     progress.phase("reading")
     if where is None and config.data is not None:
         where = config.data.where
@@ -67,7 +69,7 @@ def train_run(
     plays = translate(split.train, rows)
     valid, test = (EvaluationTask.from_split(split, name) for name in ("valid", "test"))
     config = config.model_copy(update={"data": Source(path=str(data.resolve()), where=where)})
-    model = build_model(config, len(catalogue), candidate_frequency(plays, len(catalogue)))
+    model = build_model(config, len(catalogue), candidate_frequency(plays, len(catalogue))).to(target)
     recommender = Recommender(model, config, catalogue, rows[valid.popular])
 
     progress.phase("training")
@@ -90,7 +92,7 @@ def train_run(
         "epochs": [asdict(epoch) for epoch in epochs],
     }
     if known is not None:
-        metrics["categories"] = category_agreement(model.assigned_categories().numpy(), known)
+        metrics["categories"] = category_agreement(model.assigned_categories().cpu().numpy(), known)
     with atomic_path(run / "metrics.json") as path:
         path.write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
     return metrics

@@ -9,11 +9,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from cmi_fast import _native
+from cmi_fast import _native, triton
 from cmi_fast.reference.rows import accumulation_type
 
-BACKENDS = ["reference"] + (["cpu"] if _native.available else [])
-needs_native = pytest.mark.skipif(not _native.available, reason="installed without compiled operators")
+has_triton = triton.obstacle(torch.empty(0)) is None
+has_cpu = _native.available and torch.empty(0).is_cpu  # not under --device cuda
+BACKENDS = ["reference"] + (["cpu"] if has_cpu else []) + (["triton"] if has_triton else [])
+needs_native = pytest.mark.skipif(not has_cpu, reason="no compiled operators for this device")
+needs_triton = pytest.mark.skipif(not has_triton, reason="Triton is not installed")
 
 
 def with_gradients(function: Callable[..., Tensor], inputs: Sequence[Tensor], cotangent: Tensor) -> list[Tensor]:

@@ -16,6 +16,7 @@ import torch
 from real_logs import PARQUET, needs_real_logs
 
 from cmi_fast import cli
+from cmi_fast.ops.backend import automatic_backends
 
 SMALL = ["--set", "batch_size=64", "--set", "epochs=2", "--set", "steps_per_epoch=5", "--set", "dim=16"]
 
@@ -150,6 +151,10 @@ def test_stats_and_info(log: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert code == 0 and "interactions" in out and "valid" in out
     code, out, _ = call(capsys, "info")
     assert code == 0 and "isa" in out
+    table = {line.split()[0]: line.split()[1:] for line in out.splitlines() if line.strip()}
+    assert table["nt_xent_loss"] == list(automatic_backends("nt_xent_loss"))
+    assert table["orthogonality_loss"] == ["reference", "reference"]
+    assert "in Triton's interpreter, and on no GPU yet" in out
 
 
 @needs_real_logs
@@ -182,6 +187,7 @@ BAD_LOGS = {
     "unknown_key.csv": (PLAYS_CSV, ["--set", "depth=3"]),
     "bad_value.csv": (PLAYS_CSV, ["--set", "dim=0"]),
     "bad_model.csv": (PLAYS_CSV, ["--model", "sasrec"]),
+    "bad_device.csv": (PLAYS_CSV, ["--device", "gpu"]),
     "config.csv": (PLAYS_CSV, ["--config", "nowhere.toml"]),
     "categories.csv": (PLAYS_CSV, ["--item-categories", "nowhere.csv"]),
 }

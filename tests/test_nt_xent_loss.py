@@ -20,7 +20,7 @@ nt_xent_loss = functional.nt_xent_loss
 MODES = [(negatives, direction) for negatives in ("all", "cross_view") for direction in ("both", "first")]
 
 
-@pytest.fixture(autouse=True, params=["reference", "auto"] if "cpu" in BACKENDS else ["reference"])
+@pytest.fixture(autouse=True, params=["auto" if backend == "cpu" else backend for backend in BACKENDS])
 def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Every test of this file, for each backend."""
     monkeypatch.setitem(globals(), "nt_xent_loss", partial(functional.nt_xent_loss, backend=request.param))
@@ -150,7 +150,8 @@ def test_gradcheck(backend: str, negatives: str, direction: str, normalize: bool
         )
         return (losses * cotangent).sum()
 
-    assert torch.autograd.gradcheck(loss, inputs)
+    # The interpreter takes its time: there, along one random direction.
+    assert torch.autograd.gradcheck(loss, inputs, fast_mode=backend == "triton")
     if backend == "reference":
         assert torch.autograd.gradgradcheck(loss, inputs)
 
@@ -320,6 +321,7 @@ def test_autocast() -> None:
 
 @pytest.mark.parametrize(("negatives", "direction"), MODES)
 def test_compiles_as_one_graph(negatives: str, direction: str) -> None:
+    torch._dynamo.reset()  # the other parameters' graphs count against one limit
     inputs = *make(6, 5, torch.float32), torch.tensor(0.2)
 
     def loss(first: Tensor, second: Tensor, temperature: Tensor) -> Tensor:

@@ -10,11 +10,13 @@ import pytest
 import torch
 
 from cmi_fast.data import Histories
+from cmi_fast.data.sampler import BatchSampler
 from cmi_fast.data.simulate import simulate
 from cmi_fast.errors import InputError
+from cmi_fast.recommender import Recommender
 from cmi_fast.run import train_run
 from cmi_fast.training.config import Config, load_config
-from cmi_fast.training.trainer import Progress, build_model, candidate_frequency, train
+from cmi_fast.training.trainer import Progress, build_model, candidate_frequency, parse_device, to_tensors, train
 
 SMALL = ["dim=8", "interests=2", "batch_size=32", "steps_per_epoch=3"]
 PLAYS = Histories.group(np.repeat(np.arange(20), 6), np.random.default_rng(0).integers(0, 40, 120), 20)
@@ -70,3 +72,25 @@ def test_divergence_is_said_in_one_line() -> None:
     config = load_config(settings=[*SMALL, "orthogonality_weight=1e300", "lr=1e30"])
     with pytest.raises(InputError, match=r"epoch 1: the loss became (nan|inf); lower lr"):
         run_with([0.1] * 30, config)
+
+
+def test_everything_is_on_the_models_device() -> None:
+    """The meta device takes no tensor of the CPU, as a GPU takes none."""
+    config = load_config(settings=SMALL)
+    model = build_model(config, 40, candidate_frequency(PLAYS, 40)).to("meta")
+    sampler = BatchSampler(PLAYS, np.ones(40, dtype=bool), batch_size=32)
+    losses = model.loss(*to_tensors(next(iter(sampler.epoch(0))), model.items.device))
+    losses.total.backward()
+    assert all(parameter.grad is not None and parameter.grad.is_meta for parameter in model.parameters())
+    recommender = Recommender(model, config, np.arange(40), np.arange(40))
+    assert recommender.interests(PLAYS).is_meta
+
+
+@pytest.mark.parametrize(
+    ("device", "message"),
+    [("cuda", "CUDA is not available here"), ("gpu", "expected cpu, cuda or cuda:N"), ("meta", "expected cpu, cuda")],
+)
+def test_a_device_that_is_not_there(device: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(InputError, match=f"--device {device}: {message}"):
+        parse_device(device)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from cmi_fast import _native
+from cmi_fast import _native, triton
 
 BACKENDS = ("auto", "reference", "cpu", "triton", "cuda")
 
@@ -16,7 +16,7 @@ BACKENDS = ("auto", "reference", "cpu", "triton", "cuda")
 def choose_backend(
     backend: str, operator: str, tensor: Tensor, *, cpu: Sequence[torch.dtype] = (), unsupported: str | None = None
 ) -> str:
-    """The implementation to call: "reference" or "cpu".
+    """The implementation to call: "reference", "cpu" or "triton".
 
     Args:
         backend: the caller's wish. ``"auto"`` takes the fastest that can run; any other never falls back.
@@ -35,8 +35,10 @@ def choose_backend(
         return backend
     if _native.environment_error is not None:
         raise ValueError(_native.environment_error)
-    if backend in ("triton", "cuda") or (backend == "cpu" and not cpu):
+    if backend == "cuda" or (backend == "cpu" and not cpu):
         raise ValueError(f"backend: {operator} has no {backend!r} kernel in this version; use 'auto' or 'reference'")
+    if backend == "triton" or (backend == "auto" and tensor.is_cuda):
+        return _choose_triton(backend, operator, tensor)
     obstacle = unsupported
     if not _native.available:
         obstacle = "the package was installed without compiled operators"
@@ -50,6 +52,24 @@ def choose_backend(
         return "cpu"
     if backend == "cpu":
         raise ValueError(f"backend: {operator} cannot run on 'cpu': {obstacle}; use 'auto' or 'reference'")
+    return "reference"
+
+
+def automatic_backends(operator: str) -> tuple[str, str]:
+    """What ``backend="auto"`` takes on CPU and on CUDA tensors in float32."""
+    has_cpu = _native.available and hasattr(torch.ops.cmi_fast, operator)
+    has_triton = triton.runs_on_cuda() and hasattr(torch.ops.cmi_fast_triton, operator)
+    return "cpu" if has_cpu else "reference", "triton" if has_triton else "reference"
+
+
+def _choose_triton(backend: str, operator: str, tensor: Tensor) -> str:
+    obstacle = triton.obstacle(tensor)
+    if obstacle is None and _inside_transform():
+        obstacle = "it has no rule for torch.func's transforms and forward-mode differentiation"
+    if obstacle is None:
+        return "triton"
+    if backend == "triton":
+        raise ValueError(f"backend: {operator} cannot run on 'triton': {obstacle}")
     return "reference"
 
 

@@ -23,6 +23,7 @@ from cmi_fast.ops.checks import (
 )
 from cmi_fast.ops.register_operator import register_operator
 from cmi_fast.reference.rows import accumulation_type
+from cmi_fast.triton.registration import register_triton_operator
 
 MAX_INTERESTS = 256  # the CPU kernel keeps a pair's best interest in a byte
 CANDIDATE_TILE = 64  # as the CPU kernel lays out what its backward reads
@@ -61,8 +62,8 @@ def interest_softmax_loss(
         exclude: bool [B, C], True where a candidate does not count for a user; never the user's target.
         candidate_ids: [C] int, the item that each candidate is: other copies of a user's target do not count.
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.
-        backend: ``"auto"``, ``"reference"`` or ``"cpu"``. The CPU kernel takes at most 256 interests and needs
-            memory of B x C, never of B x m x C.
+        backend: ``"auto"``, ``"reference"``, ``"cpu"`` or ``"triton"``. The CPU kernel takes at most 256 interests
+            and needs memory of B x C, never of B x m x C.
 
     Returns:
         The loss, a scalar; with ``reduction="none"`` [B]. float32 for half inputs, else the inputs' dtype. It is zero
@@ -122,7 +123,8 @@ def interest_softmax_loss(
             )
     targets = targets.to(torch.int64)
     candidate_ids = None if candidate_ids is None else candidate_ids.to(torch.int64)
-    return _interest_softmax_loss(
+    operator = _triton_interest_softmax_loss if chosen == "triton" else _interest_softmax_loss
+    return operator(
         interests,
         candidates,
         targets,
@@ -170,3 +172,18 @@ if _native.available:
     _interest_softmax_loss = register_operator(
         "cmi_fast", "interest_softmax_loss", fake=_fake, differentiable=(0, 1, 3, 4, 8)
     )
+
+
+def _triton_fake(interests: Tensor, *others: object) -> tuple[Tensor, Tensor]:
+    losses = interests.new_empty(interests.shape[0], dtype=accumulation_type(interests.dtype))
+    return losses, torch.empty_like(losses)
+
+
+_triton_interest_softmax_loss = register_triton_operator(
+    "interest_softmax_loss",
+    "Tensor interests, Tensor candidates, Tensor targets, Tensor? general, Tensor? candidate_bias, Tensor? exclude, "
+    "Tensor? candidate_ids, float temperature, Tensor? temperature_tensor",
+    outputs=2,
+    differentiable=(0, 1, 3, 4, 8),
+    fake=_triton_fake,
+)

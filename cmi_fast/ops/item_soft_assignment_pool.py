@@ -24,6 +24,7 @@ from cmi_fast.ops.checks import (
     values_can_be_read,
 )
 from cmi_fast.ops.register_operator import register_operator
+from cmi_fast.triton.registration import register_triton_operator
 
 
 def item_soft_assignment_pool(
@@ -57,7 +58,7 @@ def item_soft_assignment_pool(
         views: bool [V, B, L] or [V, T], V <= 8: sub-sequences to pool beside each other, by membership (ANDed with the
             lengths). The assignment does not depend on the view and is computed once.
         sparse_grad: the table's gradient as a sparse COO tensor that holds the rows read, and no other. Eager only.
-        backend: ``"auto"``, ``"reference"`` or ``"cpu"``.
+        backend: ``"auto"``, ``"reference"``, ``"cpu"`` or ``"triton"``.
 
     Returns:
         Interests [B, m, d], or [V, B, m, d] with ``views``; the dtype of ``table``, under autocast the autocast type.
@@ -106,14 +107,15 @@ def item_soft_assignment_pool(
     lengths, offsets = (None if x is None else x.to(torch.int64) for x in (lengths, offsets))
     if sparse_grad:
         ids, table = _rows_read(ids, table, lengths)
-    return _item_soft_assignment_pool(ids, table, categories, lengths, offsets, views, number, tensor)
+    operator = _triton_item_soft_assignment_pool if chosen == "triton" else _item_soft_assignment_pool
+    return operator(ids, table, categories, lengths, offsets, views, number, tensor)
 
 
 def _rows_read(ids: Tensor, table: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
     """The rows of ``table`` that are read, once each and with a sparse gradient to it, and the ids among them."""
     inside = torch.ones_like(ids, dtype=torch.bool)
     if lengths is not None:
-        inside = torch.arange(ids.shape[1]) < lengths[:, None]
+        inside = torch.arange(ids.shape[1], device=ids.device) < lengths[:, None]
     distinct, place = ids[inside].unique(return_inverse=True)
     return torch.zeros_like(ids).masked_scatter(inside, place), F.embedding(distinct, table, sparse=True)
 
@@ -136,3 +138,12 @@ if _native.available:
     _item_soft_assignment_pool = register_operator(
         "cmi_fast", "item_soft_assignment_pool", fake=_fake, differentiable=(1, 2, 7)
     )
+
+_triton_item_soft_assignment_pool = register_triton_operator(
+    "item_soft_assignment_pool",
+    "Tensor ids, Tensor table, Tensor categories, Tensor? lengths, Tensor? offsets, Tensor? views, float temperature, "
+    "Tensor? temperature_tensor",
+    outputs=1,
+    differentiable=(1, 2, 7),
+    fake=_fake,
+)

@@ -19,6 +19,7 @@ from cmi_fast.ops.checks import (
 )
 from cmi_fast.ops.register_operator import register_operator
 from cmi_fast.reference.rows import accumulation_type
+from cmi_fast.triton.registration import register_triton_operator
 
 NEGATIVES = ("all", "cross_view")
 DIRECTIONS = ("both", "first")
@@ -63,8 +64,8 @@ def nt_xent_loss(
             negatives of an anchor are the same either way.
         normalize: scale rows to unit length; ``False`` takes plain dot products (DSSRec).
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.
-        backend: ``"auto"``, ``"reference"`` or ``"cpu"``. The CPU kernel needs memory of the size of the rows, never
-            of N x N.
+        backend: ``"auto"``, ``"reference"``, ``"cpu"`` or ``"triton"``. The kernels need memory of the size of the
+            rows, never of N x N.
 
     Returns:
         The loss, a scalar; with ``reduction="none"`` [2N], the anchors of ``first``, then of ``second``
@@ -90,7 +91,8 @@ def nt_xent_loss(
         with without_autocast(first.device):
             temperature = number if tensor is None else tensor
             return reference.nt_xent_loss(first, second, temperature, negatives, direction, normalize, reduction)
-    return _nt_xent_loss(
+    operator = _triton_nt_xent_loss if chosen == "triton" else _nt_xent_loss
+    return operator(
         first.flatten(0, -2),
         second.flatten(0, -2),
         number,
@@ -118,3 +120,12 @@ def _fake(
 
 if _native.available:
     _nt_xent_loss = register_operator("cmi_fast", "nt_xent_loss", fake=_fake, differentiable=(0, 1, 3))
+
+_triton_nt_xent_loss = register_triton_operator(
+    "nt_xent_loss",
+    "Tensor first, Tensor second, float temperature, Tensor? temperature_tensor, str negatives, str direction, "
+    "bool normalize",
+    outputs=2,
+    differentiable=(0, 1, 3),
+    fake=_fake,
+)

@@ -18,6 +18,7 @@ from cmi_fast.ops.checks import (
     check_views,
 )
 from cmi_fast.ops.register_operator import register_operator
+from cmi_fast.triton.registration import register_triton_operator
 
 
 def soft_assignment_pool(
@@ -47,7 +48,7 @@ def soft_assignment_pool(
         temperature: positive; a 0-d tensor gets its gradient.
         views: bool [V, B, L] or [V, T], V <= 8: sub-sequences to pool beside each other, by membership (ANDed with the
             lengths). The assignment does not depend on the view and is computed once.
-        backend: ``"auto"``, ``"reference"`` or ``"cpu"``.
+        backend: ``"auto"``, ``"reference"``, ``"cpu"`` or ``"triton"``.
 
     Returns:
         Interests [B, m, d], or [V, B, m, d] with ``views``; the dtype of ``items``. An empty sequence gives zeros. A
@@ -56,7 +57,7 @@ def soft_assignment_pool(
     Raises:
         TypeError: a dtype is not floating, or not shared.
         ValueError: a shape, length, offset, temperature or backend does not fit; the message names it.
-        RuntimeError: a second derivative through the CPU kernel (the reference has one).
+        RuntimeError: a second derivative through a kernel (the reference has one).
     """
     check_tensor("items", items, "[T, d]" if offsets is not None else "[B, L, d]")
     check_tensor("categories", categories, "[m, d]")
@@ -75,7 +76,8 @@ def soft_assignment_pool(
             return reference.soft_assignment_pool(items, categories, lengths, offsets, temperature, views)
     lengths = None if lengths is None else lengths.to(torch.int64)
     offsets = None if offsets is None else offsets.to(torch.int64)
-    return _soft_assignment_pool(items, categories, lengths, offsets, views, number, tensor)
+    operator = _triton_soft_assignment_pool if chosen == "triton" else _soft_assignment_pool
+    return operator(items, categories, lengths, offsets, views, number, tensor)
 
 
 def _fake(
@@ -93,3 +95,12 @@ def _fake(
 
 if _native.available:
     _soft_assignment_pool = register_operator("cmi_fast", "soft_assignment_pool", fake=_fake, differentiable=(0, 1, 6))
+
+_triton_soft_assignment_pool = register_triton_operator(
+    "soft_assignment_pool",
+    "Tensor items, Tensor categories, Tensor? lengths, Tensor? offsets, Tensor? views, float temperature, "
+    "Tensor? temperature_tensor",
+    outputs=1,
+    differentiable=(0, 1, 6),
+    fake=_fake,
+)

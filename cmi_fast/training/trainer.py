@@ -42,6 +42,21 @@ class Progress:
         """An epoch is done."""
 
 
+def parse_device(name: str) -> torch.device:
+    """The device to train on. Raises InputError where there is none of that name."""
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = torch.device("meta")
+    if device.type not in ("cpu", "cuda"):
+        raise InputError(f"--device {name}: expected cpu, cuda or cuda:N")
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise InputError(f"--device {name}: CUDA is not available here")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise InputError(f"--device {name}: found {torch.cuda.device_count()} CUDA devices")
+    return device
+
+
 def candidate_frequency(plays: Histories, num_items: int) -> torch.Tensor:
     """How often each item is a candidate of Eq. 7, [V], up to a factor: as a positive by its share of the training
     ``plays``, as a negative by an equal share of the catalogue."""
@@ -135,10 +150,14 @@ def _endless(sampler: BatchSampler) -> Iterator[Batch]:
         epoch += 1
 
 
+def to_tensors(batch: Batch, device: torch.device) -> list[torch.Tensor]:
+    """The arguments of ``CMI.loss``."""
+    arrays = batch.history, batch.lengths, batch.views, batch.positives, batch.negatives
+    return [torch.from_numpy(x).to(device) for x in arrays]
+
+
 def _step(model: CMI, optimizer: torch.optim.Optimizer, batch: Batch) -> dict[str, float]:
-    losses = model.loss(
-        *(torch.from_numpy(x) for x in (batch.history, batch.lengths, batch.views, batch.positives, batch.negatives))
-    )
+    losses = model.loss(*to_tensors(batch, model.items.device))
     optimizer.zero_grad(set_to_none=True)
     losses.total.backward()
     optimizer.step()

@@ -1,0 +1,55 @@
+"""Every Triton kernel compiles to machine code for GPUs that need not be there. Running them is another matter."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from checking import needs_triton
+
+pytestmark = needs_triton
+
+KERNELS = {
+    "rows._unit_rows_backward_kernel",
+    "nt_xent_loss._panel_kernel",
+    "nt_xent_loss._forward_kernel",
+    "nt_xent_loss._anchor_weight_kernel",
+    "nt_xent_loss._gradient_kernel",
+    "soft_assignment_pool._forward_kernel",
+    "soft_assignment_pool._backward_kernel",
+    "item_soft_assignment_pool._sum_by_id_kernel",
+    "interest_softmax_loss._forward_kernel",
+    "interest_softmax_loss._weight_kernel",
+    "interest_softmax_loss._user_gradient_kernel",
+    "interest_softmax_loss._candidate_gradient_kernel",
+}
+
+
+@pytest.mark.parametrize(
+    ("capability", "dtype", "matrix"),
+    [(90, "bfloat16", "wgmma"), (80, "float32", None)],
+    ids=["H100-bfloat16", "A100-float32"],
+)
+def test_kernels_compile(tmp_path: Path, capability: int, dtype: str, matrix: str | None) -> None:
+    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    done = subprocess.run(
+        [sys.executable, Path(__file__).with_name("compile_triton.py"), str(capability), dtype],
+        env={**environment, "TRITON_CACHE_DIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    compiled = [json.loads(line) for line in done.stdout.splitlines()]
+    assert {kernel["kernel"] for kernel in compiled} == KERNELS
+    for kernel in compiled:
+        assert kernel["shared"] <= 99 * 1024, kernel  # what the smallest of these GPUs gives one block
+        assert kernel["stack"] <= 64, kernel  # registers that did not fit: a few are no harm
+        if kernel["kernel"] == "nt_xent_loss._gradient_kernel" and matrix is not None:
+            assert kernel["matrix"], kernel
+    if matrix is not None:
+        assert any(matrix in kernel["matrix"] for kernel in compiled)
