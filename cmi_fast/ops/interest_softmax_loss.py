@@ -104,10 +104,6 @@ def interest_softmax_loss(
     check_same("interests", interests, candidate_bias=candidate_bias, exclude=exclude, candidate_ids=candidate_ids)
     check_choice("reduction", reduction, REDUCTIONS)
     number, tensor = check_temperature(temperature, interests)
-    if values_can_be_read(targets):
-        check_range("targets", targets, 0, count, IndexError)
-        if exclude is not None:
-            _check_targets_stay(exclude, targets)
     chosen = choose_backend(
         backend,
         "interest_softmax_loss",
@@ -115,6 +111,11 @@ def interest_softmax_loss(
         cpu=FLOATING,
         unsupported=None if m <= MAX_INTERESTS else f"its kernel takes up to {MAX_INTERESTS} interests, found {m}",
     )
+    can_check = values_can_be_read(targets)
+    if can_check and (chosen != "cpu" or exclude is not None):
+        check_range("targets", targets, 0, count, IndexError)
+        if exclude is not None:
+            _check_targets_stay(exclude, targets)
     if chosen == "reference":
         with without_autocast(interests.device):
             temperature = number if tensor is None else tensor
@@ -124,18 +125,23 @@ def interest_softmax_loss(
     targets = targets.to(torch.int64)
     candidate_ids = None if candidate_ids is None else candidate_ids.to(torch.int64)
     operator = _triton_interest_softmax_loss if chosen == "triton" else _interest_softmax_loss
-    return operator(
-        interests,
-        candidates,
-        targets,
-        general,
-        candidate_bias,
-        exclude,
-        candidate_ids,
-        number,
-        tensor,
-        reduction=reduction,
-    )
+    try:
+        return operator(
+            interests,
+            candidates,
+            targets,
+            general,
+            candidate_bias,
+            exclude,
+            candidate_ids,
+            number,
+            tensor,
+            reduction=reduction,
+        )
+    except RuntimeError:
+        if can_check:  # the CPU operator has found a target that is no candidate; this names its position
+            check_range("targets", targets, 0, count, IndexError)
+        raise
 
 
 def _check_targets_stay(exclude: Tensor, targets: Tensor) -> None:

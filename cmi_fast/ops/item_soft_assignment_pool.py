@@ -83,9 +83,6 @@ def item_soft_assignment_pool(
     check_not_empty("categories", categories, "[m, d]")
     check_sequences("ids", ids, lengths, offsets)
     check_views(views, ids.shape)
-    if values_can_be_read(ids):
-        inside = None if lengths is None else torch.arange(ids.shape[1], device=ids.device) < lengths[:, None]
-        check_range("ids", ids, 0, len(table), IndexError, only=inside)
     number, tensor = check_temperature(temperature, categories)
     if sparse_grad and torch.compiler.is_compiling():
         raise ValueError("sparse_grad: expected False inside a compiled graph, which has no sparse gradients")
@@ -97,6 +94,9 @@ def item_soft_assignment_pool(
         cpu=FLOATING,
         unsupported="it has no kernel for float64 beside another dtype" if mixed else None,
     )
+    can_check = values_can_be_read(ids)
+    if can_check and (chosen != "cpu" or sparse_grad):
+        _check_ids(ids, table, lengths)
     if chosen == "reference":
         with without_autocast(table.device):
             temperature = number if tensor is None else tensor
@@ -108,7 +108,17 @@ def item_soft_assignment_pool(
     if sparse_grad:
         ids, table = _rows_read(ids, table, lengths)
     operator = _triton_item_soft_assignment_pool if chosen == "triton" else _item_soft_assignment_pool
-    return operator(ids, table, categories, lengths, offsets, views, number, tensor)
+    try:
+        return operator(ids, table, categories, lengths, offsets, views, number, tensor)
+    except RuntimeError:
+        if can_check:  # the CPU operator has found an id that is no row; this names its position
+            _check_ids(ids, table, lengths)
+        raise
+
+
+def _check_ids(ids: Tensor, table: Tensor, lengths: Tensor | None) -> None:
+    inside = None if lengths is None else torch.arange(ids.shape[1], device=ids.device) < lengths[:, None]
+    check_range("ids", ids, 0, len(table), IndexError, only=inside)
 
 
 def _rows_read(ids: Tensor, table: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
