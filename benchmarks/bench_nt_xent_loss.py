@@ -12,13 +12,15 @@ from lightly_peer import lightly_loss
 from measure import Report, call_with
 from torch import Tensor
 
+from cmi_fast import _native
 from cmi_fast.functional import nt_xent_loss
 
 pytestmark = needs_native
 
 TOLERANCE = 2e-5  # float32 against float32
 # N pairs of d = 64: the paper's |B| = 1024, m = 8 is N = 8192.
-PAIRS = [1, 8, 32, 128, 1024, 4096, 8192]
+PAIRS = [1, 8, 32, 128, 1024, 2048, 4096, 8192]
+LARGE = 65_536  # eager would need 200 GB
 
 
 def eager(first: Tensor, second: Tensor) -> Tensor:
@@ -31,6 +33,14 @@ def eager(first: Tensor, second: Tensor) -> Tensor:
 
 def ours(first: Tensor, second: Tensor) -> Tensor:
     return nt_xent_loss(first, second, backend="cpu")
+
+
+def linear_cross_entropy(first: Tensor, second: Tensor) -> Tensor:
+    """torch's own loss that never holds all scores: another one, which keeps the self term and does not normalise."""
+    rows = torch.cat([first, second])
+    return F.linear_cross_entropy(
+        rows, rows, torch.arange(len(rows)).roll(len(first)), options=torch.nn.LinearCrossEntropyOptions()
+    )
 
 
 def metric_learning(first: Tensor, second: Tensor) -> Tensor:
@@ -62,6 +72,9 @@ def test_speed(benchmark: object, report: Report, request: pytest.FixtureRequest
         functions["pytorch-metric-learning SupConLoss"] = metric_learning
     if pairs >= 8 and (loss := lightly()):
         functions["lightly NTXentLoss"] = loss
+    yardstick = "torch linear_cross_entropy (another loss)"
+    if pairs >= 1024 and hasattr(F, "linear_cross_entropy"):
+        functions[yardstick] = linear_cross_entropy
     rows = 2 * pairs
     report.compare(
         benchmark,
@@ -74,6 +87,45 @@ def test_speed(benchmark: object, report: Report, request: pytest.FixtureRequest
         tolerance=TOLERANCE,
         flops=(4 if backward else 1) * rows * rows * 64,
         rounds=200 if pairs <= 128 else 25 if pairs <= 1024 else 5,
+        yardsticks=[yardstick] if yardstick in functions else [],
+    )
+
+
+def test_where_scores_would_fill_the_memory(benchmark: object, report: Report) -> None:
+    if not report.timed:
+        pytest.skip("too large for a smoke test")
+    torch.manual_seed(0)
+    leaves = [torch.randn(LARGE, 64, requires_grad=True) for _ in range(2)]
+    run = {"cmi_fast": call_with(ours, leaves, torch.tensor(1.0))}
+    flops = 4 * (2 * LARGE) ** 2 * 64
+    report.compare(
+        benchmark, "nt_xent_loss", f"N={LARGE} forward+backward", run, tolerance=TOLERANCE, flops=flops, rounds=2
+    )
+
+
+@pytest.mark.parametrize("level", _native.isa_levels())
+def test_isa_levels(benchmark: object, report: Report, level: str) -> None:
+    pairs = 4096 if report.timed else 64
+    torch.manual_seed(0)
+    leaves = [torch.randn(pairs, 64, requires_grad=True) for _ in range(2)]
+    best = _native.isa_levels()[-1]
+    before = torch.ops.cmi_fast.isa_level()
+    run_best = call_with(ours, leaves, torch.tensor(1.0))
+
+    def run(level: str) -> list[Tensor]:
+        _native.set_isa_level(level)
+        try:
+            return run_best()
+        finally:
+            _native.set_isa_level(before)
+
+    report.compare(
+        benchmark,
+        "nt_xent_loss",
+        f"N={pairs} forward+backward, {level} against {best}",
+        {best: run_best, f"level {level}": lambda: run(level), "eager": call_with(eager, leaves, torch.tensor(1.0))},
+        tolerance=TOLERANCE,
+        rounds=5,
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import gc
 import json
+import os
 import platform
 import statistics
 import time
@@ -69,6 +70,7 @@ class Report:
         traffic: float | None = None,
         rounds: int = 25,
         bfloat16: bool = False,
+        yardsticks: Sequence[str] = (),
     ) -> dict[str, float]:
         """Time ``variants`` round by round, one after the other; the first is ours. Returns their ratios to ours.
 
@@ -76,10 +78,11 @@ class Report:
             tolerance: largest error of any result, relative to the largest magnitude of our result.
             flops, traffic: what an ideal implementation computes, and moves in bytes; for the shares of the ceilings.
             bfloat16: ours computes in bfloat16, so that the peak of its dot products is the ceiling.
+            yardsticks: variants that compute something else, of about the same work.
         """
         ours, *others = variants
         expected = variants[ours]()
-        for name in others:
+        for name in set(others).difference(yardsticks):
             assert_equal(variants[name](), expected, tolerance, f"{operator} {case}: {name} against {ours}")
         times: dict[str, list[float]] = {name: [] for name in variants}
 
@@ -87,7 +90,7 @@ class Report:
             for name in others:
                 times[name].append(seconds(variants[name]))
 
-        benchmark.pedantic(variants[ours], setup=time_others, rounds=rounds, warmup_rounds=2)
+        benchmark.pedantic(variants[ours], setup=time_others, rounds=rounds, warmup_rounds=2 if rounds > 2 else 0)
         if not self.timed:
             return {}
         times[ours] = benchmark.stats.stats.data
@@ -120,6 +123,7 @@ class Report:
             "date": date.today().isoformat(),
             "processor": _processor(),
             "python": platform.python_version(),
+            "malloc": os.environ.get("GLIBC_TUNABLES", "default"),
             **{key: value for key, value in cmi_fast.build_info().items() if key != "isa_supported"},
             "fma_peak_gflops": round(ceilings.fma, 1),
             "bfloat16_peak_gflops": round(ceilings.bfloat16, 1) or None,

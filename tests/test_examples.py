@@ -24,3 +24,12 @@ def test_simclr_loss_is_a_drop_in() -> None:
     assert float(value) < 1e-5
     assert float(gradient) < 1e-4
     assert len(re.findall(r"[\d.]+ ms and \d+ MB for 2 x 256 rows", done.stdout)) == 2
+
+
+def test_pooling_in_a_module_compiles_and_learns() -> None:
+    command = [sys.executable, EXAMPLES / "pooling_in_a_module.py", "--compiler", "aot_eager"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    before, after = re.search(r"before: ([\d.]+) .*after: ([\d.]+)", done.stdout, re.DOTALL).groups()
+    assert float(before) < 0.65
+    assert float(after) > 0.9
