@@ -37,7 +37,7 @@ def choose_backend(
         raise ValueError(_native.environment_error)
     if backend == "cuda" or (backend == "cpu" and not cpu):
         raise ValueError(f"backend: {operator} has no {backend!r} kernel in this version; use 'auto' or 'reference'")
-    if backend == "triton" or (backend == "auto" and tensor.is_cuda):
+    if backend == "triton" or (backend == "auto" and tensor.is_cuda and triton.is_automatic()):
         return _choose_triton(backend, operator, tensor)
     obstacle = unsupported
     if not _native.available:
@@ -58,7 +58,7 @@ def choose_backend(
 def automatic_backends(operator: str) -> tuple[str, str]:
     """What ``backend="auto"`` takes on CPU and on CUDA tensors in float32."""
     has_cpu = _native.available and hasattr(torch.ops.cmi_fast, operator)
-    has_triton = triton.runs_on_cuda() and hasattr(torch.ops.cmi_fast_triton, operator)
+    has_triton = triton.is_automatic() and hasattr(torch.ops.cmi_fast_triton, operator)
     return "cpu" if has_cpu else "reference", "triton" if has_triton else "reference"
 
 

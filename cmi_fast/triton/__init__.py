@@ -20,8 +20,9 @@ _installed = importlib.util.find_spec("triton") is not None
 _interpreted = os.environ.get("TRITON_INTERPRET") == "1"
 
 
-def runs_on_cuda() -> bool:
-    return _installed
+def is_automatic() -> bool:
+    """Whether ``backend="auto"`` takes the kernels for CUDA tensors: not before they have passed on a GPU."""
+    return _installed and bool(TESTED_ON)
 
 
 def obstacle(tensor: Tensor) -> str | None:
