@@ -9,17 +9,15 @@
 // and v_i . dv_i = sum_k p_ik a_ik + ds_ik s_ik needs no further product: dx_i = (dv_i - v_i (v_i . dv_i)) / |x_i|.
 #include "cpu/kernels/soft_assignment_pool.h"
 
+#include "cpu/kernels/packed_categories.h"
 #include "cpu/kernels/product.h"
 #include "cpu/kernels/rows.h"
-#include "cpu/kernels/unit_rows.h"
 #include "cpu/kernels/view_groups.h"
 
 namespace cmi_fast {
 namespace {
 
 constexpr int BLOCK = 16;  // items: every matrix of a block stays in L1 at d = 64
-// Assignments are vectors over the categories; half the widest vector wastes fewer lanes at the usual m = 8.
-constexpr int NARROW = WIDE < 32 ? WIDE : 32;
 // Tiles: enough accumulators to hide the latency of their sums, few enough for the registers. Blocks are padded to
 // whole tiles of items; groups are small, so the backward's, with two vectors of categories at m = 8, has fewer rows.
 constexpr int FORWARD_ROWS = 8;
@@ -27,55 +25,18 @@ constexpr int FORWARD_VECTORS = 1;
 constexpr int BACKWARD_ROWS = 4;
 constexpr int BACKWARD_VECTORS = 2;
 constexpr int ITEM_VECTORS = REGISTERS == 32 ? 4 : 2;
-constexpr int CATEGORY_ROWS = 4;
 constexpr int CATEGORY_VECTORS = REGISTERS == 32 ? 4 : 2;
 
 template <class T>
 struct Loops {
   using Problem = SoftAssignmentPool<T>;
   using Gradients = SoftAssignmentPoolGradients<T>;
+  using Shape = PaddedShape<T>;
+  using Packed = PackedCategories<T>;
   using Narrow = Vector<T, NARROW>;
   using Wide = Vector<T, WIDE>;
   static constexpr int LANES = VectorOf<T, NARROW>::LANES;
   static constexpr int WIDE_LANES = VectorOf<T, WIDE>::LANES;
-  static constexpr T LOWEST = Float<T>::LOWEST;
-
-  // Padded sizes. Padding categories are zero, so they add nothing to any product.
-  struct Shape {
-    int64_t m, d;
-    Shape(int64_t categories, int64_t dim)
-        : m(round_up(categories, LANES > CATEGORY_ROWS ? LANES : CATEGORY_ROWS)), d(round_up(dim, WIDE_LANES)) {}
-  };
-
-  // Unit categories: rows [m, d] and their transpose [d, m]; 1 / |row| [m]; what is added to the scores [m] so that
-  // padding gets no weight: 0, then the lowest number.
-  struct Packed {
-    T *rows, *transposed, *inverse, *padding;
-
-    Packed(const Shape& shape, const T* memory)
-        : rows(const_cast<T*>(memory)),
-          transposed(rows + shape.m * shape.d),
-          inverse(transposed + shape.m * shape.d),
-          padding(inverse + shape.m) {}
-  };
-
-  static int64_t packed_size(int64_t categories, int64_t dim) {
-    const Shape shape(categories, dim);
-    return 2 * shape.m * shape.d + 2 * shape.m;
-  }
-
-  static void pack_categories(ConstRows categories, int64_t m, int64_t dim, T* memory) {
-    const Shape shape(m, dim);
-    const Packed packed(shape, memory);
-    set_zero(memory, packed_size(m, dim));
-    for (int64_t k = 0; k < m; ++k) {
-      const T* row = read_row(categories, k, dim, packed.transposed);  // not filled yet: a buffer
-      unit_row(row, dim, shape.d, packed.rows + k * shape.d, packed.inverse + k);
-    }
-    for (int64_t k = m; k < shape.m; ++k) packed.padding[k] = LOWEST;
-    for (int64_t k = 0; k < m; ++k)
-      for (int64_t j = 0; j < dim; ++j) packed.transposed[j * shape.m + k] = packed.rows[k * shape.d + j];
-  }
 
   // Workspace of one thread: unit rows, item gradients [BLOCK, d]; 1 / |row| and v . dv [BLOCK]; scores and
   // assignment (backward: two of each, side by side) [BLOCK, 2m]; the rows [2m, d] that these multiply and their
@@ -128,7 +89,7 @@ struct Loops {
     const int64_t m = shape.m;
     const T scale = p.inverse_temperature * T(LOG2_E);
     for (int64_t i = 0; i < count; ++i) {
-      Narrow top = Narrow{} + LOWEST;
+      Narrow top = Narrow{} + Float<T>::LOWEST;
       for (int64_t k = 0; k < m; k += LANES) {
         const Narrow s = load<Narrow>(scores + i * stride + k) * scale + load<Narrow>(padding + k);
         store(weights + i * stride + k, s);
@@ -317,20 +278,11 @@ struct Loops {
   }
 
   static void unpack_category_gradient(const Problem& p, const T* sum, void* gradient) {
-    const Shape shape(p.categories, p.d);
-    const Packed packed(shape, p.packed);
-    T* const row = packed.transposed;  // read for the last time
-    for (int64_t k = 0; k < p.categories; ++k) {
-      const T *g = sum + k * p.d, *c = packed.rows + k * shape.d;
-      T radial = 0;
-      for (int64_t j = 0; j < p.d; ++j) radial += c[j] * g[j];
-      for (int64_t j = 0; j < p.d; ++j) row[j] = (g[j] - c[j] * radial) * packed.inverse[k];
-      write_row(row, k, p.d, MutableRows{gradient, p.pooled});
-    }
+    Packed(Shape(p.categories, p.d), p.packed).write_gradient(sum, p.categories, p.d, {gradient, p.pooled});
   }
 
-  static constexpr SoftAssignmentPoolKernel<T> KERNEL{packed_size, workspace_size, pack_categories,
-                                                      forward,     backward,       unpack_category_gradient};
+  static constexpr SoftAssignmentPoolKernel<T> KERNEL{Packed::size, workspace_size, Packed::pack,
+                                                      forward,      backward,       unpack_category_gradient};
 };
 
 }  // namespace
