@@ -33,7 +33,8 @@ void test_shapes() {
   // A tile has 64 of the rows of both views: its edges, the views' edge within it, and a last tile of one pair.
   for (const int64_t pairs : {1, 2, 15, 16, 31, 32, 33, 48, 63, 64, 65, 96, 97}) every_mode(pairs, 5, 0);
   // Vectors have 2 to 16 lanes, products up to four vectors.
-  for (const int64_t d : {1, 2, 3, 4, 7, 8, 9, 15, 16, 17, 31, 33, 63, 64, 65, 200}) every_mode(33, d, 0);
+  for (const int64_t d : {1, 2, 3, 4, 7, 8, 9, 15, 16, 17, 31, 33, 63, 64, 65, 200})
+    for (const Scores& s : SCORES) test_case<T>({33, d, s.temperature, false, true, s.normalize});
   // Several tiles a block, and not the same number in each.
   for (const int64_t blocks : {2, 4}) every_mode(150, 3, blocks);
 }
