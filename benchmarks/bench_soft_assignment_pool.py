@@ -65,7 +65,7 @@ def test_speed(
 ) -> None:
     items, categories, lengths, cotangent = make(batch, length, mean, m, d)
     functions = {"cmi_fast": ours, "eager": eager}
-    if report.timed:
+    if report.timed and (batch, m) == (1024, 8):
         functions["torch.compile"] = torch.compile(eager)
 
     rows = int(lengths.sum())
