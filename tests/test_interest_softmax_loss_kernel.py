@@ -283,3 +283,14 @@ def test_the_operator_itself_never_reads_out_of_bounds(change: dict[int, Tensor]
     args = operator_arguments(torch.float32)
     with pytest.raises(RuntimeError, match=message):
         torch.ops.cmi_fast.interest_softmax_loss(*(change.get(index, x) for index, x in enumerate(args)))
+
+
+@pytest.mark.parametrize("one", range(5))
+def test_opcheck_of_one_gradient(one: int) -> None:
+    interests, candidates, general = (torch.randn(*shape).bfloat16() for shape in ((3, 2, 5), (4, 5), (3, 5)))
+    inputs = (interests, candidates, torch.tensor([0, 3, 1]), general, torch.randn(4).bfloat16(), None, None)
+    args = (*inputs, 1.0, torch.tensor(0.2))
+    losses, *saved = torch.ops.cmi_fast.interest_softmax_loss(*args)
+    wanted = [index == one for index in range(5)]
+    backward = torch.ops.cmi_fast.interest_softmax_loss_backward.default
+    torch.library.opcheck(backward, (torch.randn_like(losses), *saved, *args, *wanted))

@@ -205,3 +205,11 @@ def test_a_compiled_graph_checks_ids_in_the_operator() -> None:
     )
     with pytest.raises(RuntimeError, match=r"ids: expected a value in \[0, 5\), found 9 in sequence 1"):
         compiled(torch.tensor([[0, 1], [2, 9]]))
+
+
+@pytest.mark.parametrize("wanted", [(True, False, False), (False, True, False), (False, False, True)])
+def test_opcheck_of_some_gradients(wanted: tuple[bool, bool, bool]) -> None:
+    ids, table, categories, lengths = make(3, 6, 4, 5, 11, torch.bfloat16)
+    args = (ids, table, categories, lengths, None, None, 1.0, torch.tensor(0.2))
+    cotangent = torch.randn(3, 4, 5).bfloat16()
+    torch.library.opcheck(torch.ops.cmi_fast.item_soft_assignment_pool_backward.default, (cotangent, *args, *wanted))

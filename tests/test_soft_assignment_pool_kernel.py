@@ -117,6 +117,14 @@ def test_opcheck(jagged: bool, with_views: bool) -> None:
     )
 
 
+@pytest.mark.parametrize("wanted", [(True, False, False), (False, True, False), (False, False, True)])
+def test_opcheck_of_some_gradients(wanted: tuple[bool, bool, bool]) -> None:
+    items, categories, lengths = make_sequences(3, 6, 4, 5, torch.bfloat16)
+    args = (items, categories, lengths, None, None, 1.0, torch.tensor(0.2))
+    cotangent = torch.randn(3, 4, 5).bfloat16()
+    torch.library.opcheck(torch.ops.cmi_fast.soft_assignment_pool_backward.default, (cotangent, *args, *wanted))
+
+
 @pytest.mark.parametrize("temperature", [1.0, 0.1, 0.03, 1e-3, 1e-5])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
 def test_temperatures(isa_level: str, temperature: float, dtype: torch.dtype) -> None:

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from cmi_fast import _native, triton
+from cmi_fast.ops.checks import inside_transform
 
 BACKENDS = ("auto", "reference", "cpu", "triton", "cuda")
 
@@ -44,7 +44,7 @@ def choose_backend(
         obstacle = "the package was installed without compiled operators"
     elif tensor.device.type != "cpu":
         obstacle = f"the tensors are on {tensor.device}"
-    elif _inside_transform():
+    elif inside_transform():
         obstacle = "it has no rule for torch.func's transforms and forward-mode differentiation"
     elif tensor.dtype not in cpu:
         obstacle = f"it has no kernel for {tensor.dtype}"
@@ -64,17 +64,10 @@ def automatic_backends(operator: str) -> tuple[str, str]:
 
 def _choose_triton(backend: str, operator: str, tensor: Tensor) -> str:
     obstacle = triton.obstacle(tensor)
-    if obstacle is None and _inside_transform():
+    if obstacle is None and inside_transform():
         obstacle = "it has no rule for torch.func's transforms and forward-mode differentiation"
     if obstacle is None:
         return "triton"
     if backend == "triton":
         raise ValueError(f"backend: {operator} cannot run on 'triton': {obstacle}")
     return "reference"
-
-
-def _inside_transform() -> bool:
-    """Inside vmap, torch.func.grad or forward-mode differentiation, where a custom operator fails or gives zeros."""
-    if torch.compiler.is_compiling():
-        return False
-    return forward_ad._current_level >= 0 or torch._C._functorch.peek_interpreter_stack() is not None

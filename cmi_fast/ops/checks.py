@@ -7,13 +7,13 @@ operator, which raises ``RuntimeError``.
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Sequence
 from numbers import Real
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from cmi_fast.reference.rows import accumulation_type
 
@@ -21,6 +21,7 @@ FLOATING = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 INTEGER = (torch.int64, torch.int32)
 REDUCTIONS = ("none", "sum", "mean")
 MAX_VIEWS = 8
+_LARGEST = torch.finfo(torch.float32).max  # of a temperature: kernels may hold it in float32
 
 
 def describe(tensor: Tensor) -> str:
@@ -59,6 +60,8 @@ def check_same(first_name: str, first: Tensor, **others: Tensor | None) -> None:
 def check_device(first_name: str, first: Tensor, **others: Tensor | None) -> None:
     """All tensors share the first one's device."""
     for name, other in others.items():
+        if other is not None and not isinstance(other, Tensor):
+            raise TypeError(f"{name}: expected a tensor, found {type(other).__name__}")
         if other is not None and other.device != first.device:
             raise ValueError(f"{name}: expected device {first.device}, as {first_name}, found {other.device}")
 
@@ -83,16 +86,22 @@ def check_temperature(temperature: float | Tensor, like: Tensor, *, least: float
         if temperature.dim() != 0 or not temperature.is_floating_point():
             raise ValueError(f"temperature: expected a number or a 0-d tensor, found {describe(temperature)}")
         if values_can_be_read(temperature):
-            check_temperature(temperature.item(), like, least=torch.tensor(least, dtype=temperature.dtype).item())
+            check_temperature(temperature.item(), like, least=_as_held(least, temperature.dtype))
+        if temperature.device != like.device and temperature.is_meta:
+            raise ValueError(f"temperature: expected device {like.device}, found {temperature.device}")
         return 1.0, temperature.to(device=like.device, dtype=accumulation_type(like.dtype))
     if isinstance(temperature, bool) or not isinstance(temperature, (int, float, Real)):
         raise TypeError(f"temperature: expected a number or a 0-d tensor, found {type(temperature).__name__}")
-    if not 0 < temperature < math.inf:
+    if not 0 < temperature <= _LARGEST:
         raise ValueError(f"temperature: expected a positive finite number, found {temperature}")
     least = max(least, 2 / torch.finfo(accumulation_type(like.dtype)).max)  # its inverse must be a number, too
     if temperature < least:
         raise ValueError(f"temperature: expected at least {least:g}, found {temperature:g}")
     return float(temperature), None
+
+
+def _as_held(number: float, dtype: torch.dtype) -> float:
+    return torch.tensor(number, dtype=dtype, device="cpu").item()
 
 
 def check_sequences(name: str, rows: Tensor, lengths: Tensor | None, offsets: Tensor | None) -> None:
@@ -149,8 +158,17 @@ def check_range(
         raise error(f"{name}[{place}]: expected a value in [{low}, {high}), found {values[position]}")
 
 
+def inside_transform() -> bool:
+    """Inside vmap, torch.func.grad or forward-mode differentiation, where a custom operator fails or gives zeros."""
+    if torch.compiler.is_compiling():
+        return False
+    return forward_ad._current_level >= 0 or torch._C._functorch.peek_interpreter_stack() is not None
+
+
 def values_can_be_read(tensor: Tensor) -> bool:
     # Fake tensors, which tracing runs on, are a subclass.
     if torch.compiler.is_compiling() or tensor.is_meta or type(tensor) not in (Tensor, torch.nn.Parameter):
         return False
+    if torch._C._functorch.is_batchedtensor(tensor):
+        return False  # one value for each of vmap's elements
     return tensor.device.type == "cpu" or os.environ.get("CMI_FAST_CHECK") == "1"

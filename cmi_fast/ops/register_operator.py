@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from cmi_fast.reference.reduction import reduce_losses
+from cmi_fast.reference.rows import accumulation_type
 
 
 def register_operator(
@@ -19,7 +20,7 @@ def register_operator(
 
     One convention serves every operator: with its inputs x and outputs y or (y, saved...), the gradient is the operator
     ``name_backward(y_grad, saved..., x..., wanted...)``. It has one flag and one result for each input that
-    ``differentiable`` counts; an unwanted result is empty. Only y has a gradient.
+    ``differentiable`` counts; an unwanted result is empty, of the type that sums run in. Only y has a gradient.
 
     Returns:
         The function to call: x to y, or to what its keyword ``reduction`` makes of the losses y.
@@ -30,10 +31,11 @@ def register_operator(
     def backward_fake(*arguments: Any) -> tuple[Tensor, ...]:
         inputs = arguments[-len(differentiable) - inputs_count : -len(differentiable)]
         wanted = arguments[-len(differentiable) :]
+        unwanted = accumulation_type(arguments[0].dtype)
         return tuple(
             torch.empty_like(inputs[index], memory_format=torch.contiguous_format)
             if want
-            else arguments[0].new_empty(0)
+            else arguments[0].new_empty(0, dtype=unwanted)
             for index, want in zip(differentiable, wanted, strict=True)
         )
 

@@ -65,7 +65,9 @@ def soft_assignment_pool(
     check_same("items", items, categories=categories, lengths=lengths, offsets=offsets, views=views)
     check_shape("categories", categories, (categories.shape[0], items.shape[-1]), "[m, d], d as items")
     if categories.numel() == 0:
-        raise ValueError(f"categories: expected at least one category and one dimension, found {categories.shape}")
+        raise ValueError(
+            f"categories: expected at least one category and one dimension, found {list(categories.shape)}"
+        )
     check_sequences("items", items, lengths, offsets)
     check_views(views, items.shape[:-1])
     number, tensor = check_temperature(temperature, items)

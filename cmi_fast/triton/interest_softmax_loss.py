@@ -24,6 +24,7 @@ from cmi_fast.triton.rows import (
     rounded,
     softplus,
     store_chunk,
+    unwanted,
 )
 
 
@@ -87,7 +88,7 @@ def backward(
         grid = triton.cdiv(x.candidate_count, tile.CANDIDATES), chunks
         launch(_candidate_gradient_kernel, grid, x, log_sum, weight, unscale, of_candidates, of_bias, TILE=tile)
     of_temperature = None if along is None else along.sum()
-    none = interests.new_empty(0)
+    none = unwanted(interests)
     gradients = of_interests, of_candidates, of_general, of_bias, of_temperature
     return tuple(none if gradient is None else gradient for gradient in gradients)
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from cmi_fast.reference.rows import accumulation_type
 from cmi_fast.triton.launch import chunk_size, launch
-from cmi_fast.triton.rows import load_chunk, store_chunk
+from cmi_fast.triton.rows import load_chunk, store_chunk, unwanted
 from cmi_fast.triton.soft_assignment_pool import Pooling
 
 BLOCK_POSITIONS = 32
@@ -43,7 +43,7 @@ def backward(
     temperature_grad: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     pooling = Pooling(table, ids, categories, lengths, offsets, views, temperature, temperature_tensor)
-    none = table.new_empty(0)
+    none = unwanted(table)
     rows_grad = none
     if table_grad:
         rows_grad = table.new_empty(ids.numel(), table.shape[1], dtype=accumulation_type(table.dtype))

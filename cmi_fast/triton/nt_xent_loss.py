@@ -28,6 +28,7 @@ from cmi_fast.triton.rows import (
     softplus,
     store_chunk,
     unit_rows_backward,
+    unwanted,
 )
 
 # Unit rows bound the scores by 1/t: from this t on, all anchors may share the shift 1/t in float32.
@@ -108,7 +109,7 @@ def backward(
             gradient = unit_rows_backward(
                 rows.contiguous(), unit_grad[half], normalize=normalize, wanted=wanted, radial=radial
             )
-        gradients.append(rows.new_empty(0) if gradient is None else gradient)
+        gradients.append(unwanted(rows) if gradient is None else gradient)
     of_temperature = log_sum.new_empty(0) if along is None else -along.sum() / (2 * x.temperature)
     return gradients[0], gradients[1], of_temperature
 

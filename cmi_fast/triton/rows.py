@@ -172,3 +172,8 @@ def as_pointer(temperature: float, temperature_tensor: Tensor | None, like: Tens
     if temperature_tensor is not None:
         return temperature_tensor
     return like.new_full((), temperature, dtype=accumulation_type(like.dtype))
+
+
+def unwanted(like: Tensor) -> Tensor:
+    """What a backward returns for a gradient that nobody wants."""
+    return like.new_empty(0, dtype=accumulation_type(like.dtype))

@@ -24,6 +24,7 @@ from cmi_fast.triton.rows import (
     row_scales,
     store_chunk,
     unit_rows_backward,
+    unwanted,
 )
 
 BLOCK_ITEMS = 16
@@ -56,7 +57,7 @@ def backward(
     temperature_grad: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     pooling = Pooling(items, None, categories, lengths, offsets, views, temperature, temperature_tensor)
-    rows_grad = torch.zeros_like(items, memory_format=torch.contiguous_format) if items_grad else items.new_empty(0)
+    rows_grad = torch.zeros_like(items, memory_format=torch.contiguous_format) if items_grad else unwanted(items)
     return rows_grad, *pooling.backward(pooled_grad, rows_grad, categories_grad, temperature_grad)
 
 
@@ -140,7 +141,7 @@ class Pooling:
     ) -> tuple[Tensor, Tensor]:
         """Gradients of the categories and the temperature; ``rows_grad``, unless empty, gets that of each position."""
         x = self.inputs
-        none = x.categories.new_empty(0)
+        none = unwanted(x.categories)
         # Each sequence's own part, added up afterwards: in one order, whichever program comes first.
         parts, along = None, None
         if categories_grad:

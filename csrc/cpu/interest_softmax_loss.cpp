@@ -197,7 +197,7 @@ Results backward(Call<T> call, const Tensor& losses_grad, const Saved& saved, co
   auto& p = call.problem;
   const int64_t tiles = call.sizes.tiles;
   const auto gradient = [&](bool want, std::initializer_list<int64_t> shape) {
-    return torch::stable::new_empty(call.owned.front(), want ? shape : std::initializer_list<int64_t>{0});
+    return want ? torch::stable::new_empty(call.owned.front(), shape) : torch::stable::new_empty(call.memory, {0});
   };
   const auto rows = [](bool want, const Tensor& tensor) {
     return MutableRows{want ? tensor.mutable_data_ptr() : nullptr, element<T>(tensor)};

@@ -51,6 +51,7 @@ template <class T>
 struct Call {
   const SoftAssignmentPoolKernel<T>& kernel = cmi_fast::kernel<T>();
   Tensor items, categories, index, ids, views, packed;
+  bool has_views;  // though there may be no rows, and no pointer to any
   SoftAssignmentPool<T> problem;
   std::vector<int64_t> boundaries;
   int64_t parts, workers, workspace_stride;
@@ -76,7 +77,8 @@ struct Call {
                T(1 / temperature_value<T>(given.temperature, given.temperature_tensor)),
                nullptr};
     if (given.ids) read_ids(*given.ids);
-    if (given.views) read_views(*given.views);
+    has_views = given.views.has_value();
+    if (has_views) read_views(*given.views);
     packed = new_tensor(kernel.packed_size(m, d));
     kernel.pack_categories({categories.const_data_ptr(), problem.pooled}, m, d, mutable_data<T>(packed));
     problem.packed = data<T>(packed);
@@ -147,7 +149,7 @@ struct Call {
 
   std::vector<int64_t> pooled_shape() const {
     std::vector<int64_t> shape{problem.sequences.batch, problem.categories, problem.d};
-    if (problem.views) shape.insert(shape.begin(), problem.view_count);
+    if (has_views) shape.insert(shape.begin(), problem.view_count);
     return shape;
   }
 
@@ -193,7 +195,7 @@ std::pair<Tensor, Tensor> backward(const Call<T>& call, const Tensor& pooled_gra
                       pooled_grad_.scalar_type() == call.categories.scalar_type(),
                   "the gradient must be [B, m, d] or [V, B, m, d], of the interests' dtype");
   const Tensor pooled_grad = torch::stable::contiguous(pooled_grad_);
-  const Tensor categories = torch::stable::new_empty(call.categories, {categories_grad ? p.categories : 0, p.d});
+  const Tensor categories = categories_grad ? torch::stable::empty_like(call.categories) : call.new_tensor(0);
   const Tensor temperature = call.new_tensor(temperature_grad);
   const Tensor category_parts = call.new_tensor(categories_grad ? call.parts * size : 0);
   const Tensor temperature_parts = call.new_tensor(temperature_grad ? call.parts : 0);
@@ -261,7 +263,7 @@ Gradients soft_assignment_pool_backward(Tensor pooled_grad, Tensor items, Tensor
   return dispatch_computed(items, "items", [&](auto type) -> Gradients {
     using T = decltype(type);
     const Call<T> call({items, categories, {}, views, lengths, offsets, temperature, temperature_tensor});
-    const Tensor gradient = items_grad ? torch::stable::empty_like(call.items) : torch::stable::new_empty(items, {0});
+    const Tensor gradient = items_grad ? torch::stable::empty_like(call.items) : call.new_tensor(0);
     const auto [c, t] = backward(call, pooled_grad, gradient, nullptr, categories_grad, temperature_grad);
     return {gradient, c, t};
   });
@@ -287,7 +289,7 @@ Gradients item_soft_assignment_pool_backward(Tensor pooled_grad, Tensor ids, Ten
     if (!table_grad) {
       const Tensor none = call.new_tensor(0);
       const auto [c, t] = backward(call, pooled_grad, none, nullptr, categories_grad, temperature_grad);
-      return {torch::stable::new_empty(table, {0}), c, t};
+      return {none, c, t};
     }
     const SortedIds sorted =
         sorted_ids(p.sequences, p.ids, p.rows, table.size(0), [&](int64_t row) { return call.in_a_view(row); });
