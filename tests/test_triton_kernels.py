@@ -303,11 +303,15 @@ def test_values_that_nobody_has_checked_lead_to_nan() -> None:
     assert losses.isnan().tolist() == [True, False]
 
 
-def test_tensors_on_cuda_take_triton(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tensors_on_cuda_take_triton_once_it_has_passed_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(triton, "_interpreted", False)
     with FakeTensorMode():  # without a GPU there is no other tensor on one
-        for dtype in (torch.float32, torch.bfloat16, torch.float16):
-            assert choose_backend("auto", "nt_xent_loss", torch.empty(2, device="cuda", dtype=dtype)) == "triton"
+        for tested_on, automatic in (((), "reference"), (("a GPU",), "triton")):
+            monkeypatch.setattr(triton, "TESTED_ON", tested_on)
+            for dtype in (torch.float32, torch.bfloat16, torch.float16):
+                rows = torch.empty(2, device="cuda", dtype=dtype)
+                assert choose_backend("auto", "nt_xent_loss", rows) == automatic
+                assert choose_backend("triton", "nt_xent_loss", rows) == "triton"
         wide = torch.empty(2, device="cuda", dtype=torch.float64)
         assert choose_backend("auto", "nt_xent_loss", wide) == "reference"
         with pytest.raises(ValueError, match=r"cannot run on 'triton': it has no kernel for torch\.float64"):
