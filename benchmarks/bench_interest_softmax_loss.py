@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from checking import needs_native
-from measure import Report, call_with
+from measure import Report, at_level, call_with
 from torch import Tensor
 
 from cmi_fast import _native
@@ -89,21 +89,13 @@ def test_speed(
 def test_isa_levels(benchmark: object, report: Report, level: str) -> None:
     inputs = make(*PAPER)
     best = _native.isa_levels()[-1]
-    before = torch.ops.cmi_fast.isa_level()
 
     run_best = call_with(ours, inputs, torch.tensor(1.0))
-
-    def run(level: str) -> list[Tensor]:
-        _native.set_isa_level(level)
-        try:
-            return run_best()
-        finally:
-            _native.set_isa_level(before)
 
     report.compare(
         benchmark,
         "interest_softmax_loss",
         f"paper forward+backward, {level} against {best}",
-        {best: run_best, f"level {level}": lambda: run(level)},
+        {best: run_best, f"level {level}": at_level(level, run_best)},
         tolerance=TOLERANCE,
     )

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from checking import needs_native
 from lightly_peer import lightly_loss
-from measure import Report, call_with
+from measure import Report, at_level, call_with
 from torch import Tensor
 
 from cmi_fast import _native
@@ -109,21 +109,17 @@ def test_isa_levels(benchmark: object, report: Report, level: str) -> None:
     torch.manual_seed(0)
     leaves = [torch.randn(pairs, 64, requires_grad=True) for _ in range(2)]
     best = _native.isa_levels()[-1]
-    before = torch.ops.cmi_fast.isa_level()
     run_best = call_with(ours, leaves, torch.tensor(1.0))
-
-    def run(level: str) -> list[Tensor]:
-        _native.set_isa_level(level)
-        try:
-            return run_best()
-        finally:
-            _native.set_isa_level(before)
 
     report.compare(
         benchmark,
         "nt_xent_loss",
         f"N={pairs} forward+backward, {level} against {best}",
-        {best: run_best, f"level {level}": lambda: run(level), "eager": call_with(eager, leaves, torch.tensor(1.0))},
+        {
+            best: run_best,
+            f"level {level}": at_level(level, run_best),
+            "eager": call_with(eager, leaves, torch.tensor(1.0)),
+        },
         tolerance=TOLERANCE,
         rounds=5,
     )

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 import cmi_fast
+from cmi_fast import _native
 
 Run = Callable[[], Sequence[Tensor]]
 
@@ -187,6 +188,20 @@ def call_with(function: Callable[..., Tensor], inputs: Sequence[Tensor], cotange
         return [output.detach(), *torch.autograd.grad(output, leaves, cotangent)]
 
     return run
+
+
+def at_level(level: str, run: Run) -> Run:
+    """The same run with the kernels of another ISA level."""
+
+    def run_at_level() -> Sequence[Tensor]:
+        before = torch.ops.cmi_fast.isa_level()
+        _native.set_isa_level(level)
+        try:
+            return run()
+        finally:
+            _native.set_isa_level(before)
+
+    return run_at_level
 
 
 def assert_equal(result: Sequence[Tensor], expected: Sequence[Tensor], tolerance: float, what: str) -> None:

@@ -4,10 +4,18 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from checking import assert_within_budget, needs_native, rounding, to_jagged, with_gradients
+from checking import (
+    assert_within_budget,
+    needs_native,
+    pool_in_long_double,
+    rounding,
+    to_jagged,
+    with_gradients,
+)
 from torch import Tensor
 
 from cmi_fast import reference
@@ -54,6 +62,18 @@ def test_error_budget(
     ids, table, categories, lengths = make(batch, length, m, d, table_rows, dtype)
     views = torch.rand(view_count, batch, length) < 0.4 if view_count else None  # some rows are in no view
     beyond = torch.arange(length) >= lengths[:, None]
+    shape = (batch, m, d) if views is None else (view_count, batch, m, d)
+    cotangent = torch.randn(shape, dtype=dtype)
+    truth = None
+    if dtype == torch.float64:
+        member = torch.ones(1, batch, length, dtype=torch.bool) if views is None else views
+        read = ids[~beyond]
+        pooled, rows_grad, categories_grad = pool_in_long_double(
+            table[read], categories, (~beyond).nonzero()[:, 0], member[:, ~beyond], cotangent.view(-1, batch, m, d)
+        )
+        table_grad = np.zeros(table.shape, np.longdouble)
+        np.add.at(table_grad, read.numpy(), rows_grad)
+        truth = [pooled.reshape(shape), table_grad, categories_grad]
     ids[beyond] = -(2**40)
     offsets = None
     if jagged:
@@ -66,8 +86,7 @@ def test_error_budget(
     def exact(table: Tensor, categories: Tensor) -> Tensor:
         return reference.item_soft_assignment_pool(ids, table, categories, lengths, offsets, views=views)
 
-    shape = (batch, m, d) if views is None else (view_count, batch, m, d)
-    assert_within_budget(ours, exact, [table, categories], torch.randn(shape, dtype=dtype), rounding(dtype))
+    assert_within_budget(ours, exact, [table, categories], cotangent, rounding(dtype), truth)
 
 
 @pytest.mark.usefixtures("poisoned")

@@ -6,10 +6,19 @@ import functools
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from checking import assert_within_budget, make_sequences, needs_native, rounding, to_jagged, with_gradients
+from checking import (
+    assert_within_budget,
+    make_sequences,
+    needs_native,
+    pool_in_long_double,
+    rounding,
+    to_jagged,
+    with_gradients,
+)
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -51,6 +60,17 @@ def test_error_budget(
     # What lies beyond a length is never read, and its gradient is zero.
     beyond = torch.arange(length) >= lengths[:, None]
     items[beyond] = math.nan
+    shape = (batch, m, d) if views is None else (view_count, batch, m, d)
+    cotangent = torch.randn(shape, dtype=dtype)
+    truth = None
+    if dtype == torch.float64:
+        member = torch.ones(1, batch, length, dtype=torch.bool) if views is None else views
+        pooled, rows_grad, categories_grad = pool_in_long_double(
+            items[~beyond], categories, (~beyond).nonzero()[:, 0], member[:, ~beyond], cotangent.view(-1, batch, m, d)
+        )
+        items_grad = np.zeros(items.shape, np.longdouble)
+        items_grad[~beyond.numpy()] = rows_grad
+        truth = [pooled.reshape(shape), rows_grad if jagged else items_grad, categories_grad]
     offsets = None
     if jagged:
         items, offsets = to_jagged(items, lengths)
@@ -62,8 +82,7 @@ def test_error_budget(
     def exact(items: Tensor, categories: Tensor) -> Tensor:
         return reference.soft_assignment_pool(items, categories, lengths, offsets, views=views)
 
-    shape = (batch, m, d) if views is None else (view_count, batch, m, d)
-    assert_within_budget(ours, exact, [items, categories], torch.randn(shape, dtype=dtype), rounding(dtype))
+    assert_within_budget(ours, exact, [items, categories], cotangent, rounding(dtype), truth)
 
 
 @pytest.mark.usefixtures("poisoned")
