@@ -62,11 +62,11 @@ struct Loops {
       return p.cross_view && ((row_end <= p.pairs && column_end <= p.pairs) || (row >= p.pairs && column >= p.pairs));
     }
 
-    // All pairs of the tile are negatives: it lies off the diagonal, holds no positives, no padding and, where that
-    // matters, no two rows of one view.
+    // All pairs of the tile are negatives: it lies off the diagonal, holds no positives (those of its rows in `second`
+    // are left of the diagonal), no padding and, where that matters, no two rows of one view.
     bool full(const Problem& p) const {
       const auto meets = [&](int64_t begin) { return begin < column + TILE && column < begin + TILE; };
-      if (diagonal() || meets(row + p.pairs) || meets(row - p.pairs) || column + TILE > 2 * p.pairs) return false;
+      if (diagonal() || meets(row + p.pairs) || column + TILE > 2 * p.pairs) return false;
       return !p.cross_view || (row + TILE <= p.pairs && column >= p.pairs);
     }
 
@@ -205,8 +205,8 @@ struct Loops {
     }
   }
 
-  // The weights b_i and, with a shared shift, b_i / sum; with a running maximum L_i in its place. Without negatives G =
-  // 0.
+  // The weights b_i and, with a shared shift, b_i / sum; with a running maximum L_i in its place. Without negatives
+  // both make G zero.
   static void start_gradient(const Problem& p, int64_t begin, int64_t end, const C* losses_grad, const C* log_sum) {
     for (int64_t i = begin; i < end; ++i) {
       const bool anchor = i < (p.both ? 2 * p.pairs : p.pairs);
