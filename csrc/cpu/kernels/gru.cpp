@@ -17,7 +17,6 @@ namespace {
 
 // Tiles: enough accumulators to hide the latency of their sums, few enough for the registers.
 constexpr int TILE_ROWS = REGISTERS == 32 ? 8 : 4;
-constexpr int GATE_VECTORS = 3;
 constexpr int GRADIENT_VECTORS = 2;
 static_assert(GRU_BLOCK_STEP % TILE_ROWS == 0 && GRU_BLOCK_MAX % GRU_BLOCK_STEP == 0);
 
@@ -49,27 +48,19 @@ struct Loops {
           gate_stride(SLOTS * height + APART) {}
   };
 
-  // Weights in panels of as many columns as a tile has, so that a panel stays in L1 while the rows pass.
-  template <int VECTORS>
-  static int64_t panel_place(int64_t depth, int64_t k, int64_t column) {
-    constexpr int64_t COLUMNS = VECTORS * LANES;
-    return (column / COLUMNS * depth + k) * COLUMNS + column % COLUMNS;
-  }
+  // Weights of the gradients are in panels of as many columns as a tile has: a panel stays in L1 while the rows pass.
+  static constexpr int64_t PANEL = GRADIENT_VECTORS * LANES;
 
-  static int64_t panels_size(int64_t depth, int64_t columns) {
-    return depth * round_up(columns, GRADIENT_VECTORS * LANES);  // gate columns are whole panels
+  static int64_t panel_place(int64_t depth, int64_t k, int64_t column) {
+    return (column / PANEL * depth + k) * PANEL + column % PANEL;
   }
 
   // C [rows, columns] = (add ? C : 0) + A [rows, depth] B, B in panels.
-  template <int VECTORS>
   static void panel_product(int64_t rows, int64_t columns, int64_t depth, Scalars<T> a, const T* panels, T* c,
                             int64_t c_stride, bool add) {
-    constexpr int64_t COLUMNS = VECTORS * LANES;
-    for (int64_t column = 0; column < columns; column += COLUMNS) {
-      const int64_t count = columns - column < COLUMNS ? columns - column : COLUMNS;
-      product<V, TILE_ROWS, VECTORS>(rows, count, depth, a, panels + column * depth, COLUMNS, c + column, c_stride,
-                                     add);
-    }
+    for (int64_t column = 0; column < columns; column += PANEL)
+      product<V, TILE_ROWS, GRADIENT_VECTORS>(rows, columns - column < PANEL ? columns - column : PANEL, depth, a,
+                                              panels + column * depth, PANEL, c + column, c_stride, add);
   }
 
   // Points the buffers to consecutive places of `memory`, if there is one, and returns the size of them all.
@@ -83,16 +74,16 @@ struct Loops {
     return total;
   }
 
-  // Biases of a row of gates; for the gates, panels of x's and h's weights [d or hidden, 3 height]; for the gradients,
-  // panels of their transposes; a row of parameters as it is read.
+  // Biases of a row of gates; for the gates, weights as gates_tile reads them: [height / LANES, d or hidden, r z n,
+  // LANES]; for the gradients, panels of their transposes; a row of parameters as it is read.
   struct Packed {
     T *bias, *x_gates, *h_gates, *gates_x, *gates_h, *row;
     int64_t size;
 
     Packed(const Shape& shape, T* memory) {
       const int64_t gates = GATES * shape.height;
-      size = place({SLOTS * shape.height, panels_size(shape.d, gates), panels_size(shape.hidden, gates),
-                    panels_size(gates, shape.width), panels_size(gates, shape.height), gates + shape.width},
+      size = place({SLOTS * shape.height, gates * shape.d, gates * shape.hidden, gates * round_up(shape.width, PANEL),
+                    gates * round_up(shape.height, PANEL), gates + shape.width},
                    {&bias, &x_gates, &h_gates, &gates_x, &gates_h, &row}, memory);
     }
   };
@@ -100,15 +91,15 @@ struct Loops {
   static int64_t packed_size(int64_t d, int64_t hidden) { return Packed(Shape(d, hidden), nullptr).size; }
 
   static void pack_matrix(const Shape& shape, ConstRows weight, int64_t columns, const int64_t* slots,
-                          const Packed& packed, T* gate_panels, T* gradient_panels) {
+                          const Packed& packed, T* gate_weights, T* gradient_panels) {
     const int64_t gates = GATES * shape.height;
     for (int64_t gate = 0; gate < GATES; ++gate)
       for (int64_t j = 0; j < shape.hidden; ++j) {
         const T* row = read_row(weight, gate * shape.hidden + j, columns, packed.row);
-        const int64_t place = slots[gate] * shape.height + j;
+        const int64_t group = j / LANES, lane = j % LANES;
         for (int64_t k = 0; k < columns; ++k) {
-          gate_panels[panel_place<GATE_VECTORS>(columns, k, place)] = row[k];
-          gradient_panels[panel_place<GRADIENT_VECTORS>(gates, place, k)] = row[k];
+          gate_weights[((group * columns + k) * GATES + gate) * LANES + lane] = row[k];
+          gradient_panels[panel_place(gates, slots[gate] * shape.height + j, k)] = row[k];
         }
       }
   }
@@ -189,14 +180,52 @@ struct Loops {
     return {r, z, n_in < 0 ? -n : n, q};
   }
 
-  // What goes into the activations of `count` rows, rounded up to whole tiles.
+  // sum += a [TILE_ROWS, depth] weights [depth, 3, LANES]
+  __attribute__((always_inline)) static inline void accumulate(int64_t depth, const T* a, int64_t stride,
+                                                               const T* weights, V (&sum)[TILE_ROWS][GATES]) {
+    for (int64_t k = 0; k < depth; ++k) {
+      V right[GATES];
+#pragma GCC unroll 4
+      for (int gate = 0; gate < GATES; ++gate) right[gate] = load<V>(weights + (k * GATES + gate) * LANES);
+#pragma GCC unroll 8
+      for (int row = 0; row < TILE_ROWS; ++row) {
+        const T left = a[row * stride + k];
+#pragma GCC unroll 4
+        for (int gate = 0; gate < GATES; ++gate) sum[row][gate] += left * right[gate];
+      }
+    }
+  }
+
+  // What goes into the activations of a tile of rows, of LANES columns from j on: x adds to n, r, z and h to r, z, q.
+  static void gates_tile(const Shape& shape, const Packed& packed, int64_t j, const T* inputs, T* gates) {
+    const int64_t height = shape.height;
+    const auto bias = [&](int64_t slot) { return load<V>(packed.bias + slot * height + j); };
+    V sum[TILE_ROWS][GATES];
+#pragma GCC unroll 8
+    for (int row = 0; row < TILE_ROWS; ++row) {
+      sum[row][0] = bias(1);
+      sum[row][1] = bias(2);
+      sum[row][2] = bias(0);
+    }
+    accumulate(shape.d, inputs, shape.input_stride, packed.x_gates + j * shape.d * GATES, sum);
+#pragma GCC unroll 8
+    for (int row = 0; row < TILE_ROWS; ++row) {
+      store(gates + row * shape.gate_stride + j, sum[row][2]);
+      sum[row][2] = bias(3);
+    }
+    accumulate(shape.hidden, inputs + shape.width, shape.input_stride, packed.h_gates + j * shape.hidden * GATES, sum);
+#pragma GCC unroll 8
+    for (int row = 0; row < TILE_ROWS; ++row)
+#pragma GCC unroll 4
+      for (int gate = 0; gate < GATES; ++gate)
+        store(gates + row * shape.gate_stride + (gate + 1) * height + j, sum[row][gate]);
+  }
+
+  // The same of `count` rows, rounded up to whole tiles, and all columns. A group's weights stay in L1 meanwhile.
   static void compute_gates(const Shape& shape, const Packed& packed, int64_t count, const T* inputs, T* gates) {
-    const int64_t rows = round_up(count, TILE_ROWS), columns = GATES * shape.height;
-    for (int64_t row = 0; row < rows; ++row) copy(packed.bias, SLOTS * shape.height, gates + row * shape.gate_stride);
-    panel_product<GATE_VECTORS>(rows, columns, shape.d, Scalars<T>{inputs, shape.input_stride, 1}, packed.x_gates,
-                                gates, shape.gate_stride, true);
-    panel_product<GATE_VECTORS>(rows, columns, shape.hidden, Scalars<T>{inputs + shape.width, shape.input_stride, 1},
-                                packed.h_gates, gates + shape.height, shape.gate_stride, true);
+    for (int64_t j = 0; j < shape.height; j += LANES)
+      for (int64_t row = 0; row < count; row += TILE_ROWS)
+        gates_tile(shape, packed, j, inputs + row * shape.input_stride, gates + row * shape.gate_stride);
   }
 
   static void load_item(const Problem& p, int64_t row, T* to) {
@@ -273,9 +302,8 @@ struct Loops {
     const int64_t count = pending.count, gates = GATES * shape.height;
     pending.count = 0;
     if (gradients.items.data) {
-      panel_product<GRADIENT_VECTORS>(round_up(count, TILE_ROWS), shape.width, gates,
-                                      Scalars<T>{w.gates, shape.gate_stride, 1}, packed.gates_x, w.x_gradient,
-                                      shape.width, false);
+      panel_product(round_up(count, TILE_ROWS), shape.width, gates, Scalars<T>{w.gates, shape.gate_stride, 1},
+                    packed.gates_x, w.x_gradient, shape.width, false);
       for (int64_t i = 0; i < count; ++i)
         write_row(w.x_gradient + i * shape.width, pending.rows[i], p.d, gradients.items);
     }
@@ -312,9 +340,8 @@ struct Loops {
     const int64_t rows = round_up(active, TILE_ROWS);
     // Sequences that have ended before share the last tile: nothing is added to their cotangents.
     for (int64_t i = active; i < rows; ++i) set_zero(gates + i * shape.gate_stride, SLOTS * shape.height);
-    panel_product<GRADIENT_VECTORS>(rows, shape.height, GATES * shape.height,
-                                    Scalars<T>{gates + shape.height, shape.gate_stride, 1}, packed.gates_h,
-                                    w.h_gradient, shape.height, true);
+    panel_product(rows, shape.height, GATES * shape.height, Scalars<T>{gates + shape.height, shape.gate_stride, 1},
+                  packed.gates_h, w.h_gradient, shape.height, true);
     pending.count += active;
   }
 
