@@ -191,3 +191,19 @@ def test_the_operator_itself_checks_shapes(argument: int) -> None:
     inputs[argument] = inputs[argument][1:]
     with pytest.raises(RuntimeError, match="must be"):
         torch.ops.cmi_fast.gru(*inputs, None, None)
+
+
+@pytest.mark.parametrize(
+    ("error", "message", "arguments"),
+    [
+        (ValueError, r"weight_hh: expected shape \[15, 5\]", {"weight_hh": torch.zeros(10, 5)}),
+        (ValueError, r"weight_ih: expected shape \[15, 4\]", {"weight_ih": torch.zeros(15, 3)}),
+        (ValueError, r"bias_ih: expected shape \[15\]", {"bias_ih": torch.zeros(5)}),
+        (TypeError, r"bias_hh: expected dtype torch.float32, as items", {"bias_hh": torch.zeros(15).double()}),
+        (ValueError, r"gru has no 'cuda' kernel", {"backend": "cuda"}),
+    ],
+)
+def test_bad_arguments(error: type[Exception], message: str, arguments: dict[str, Any]) -> None:
+    items, *parameters, _ = make(2, 3, 4, 5, torch.float32)
+    with pytest.raises(error, match=message):
+        gru(**{"items": items, **dict(zip(PARAMETERS, parameters, strict=True)), **arguments})

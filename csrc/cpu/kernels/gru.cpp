@@ -9,116 +9,30 @@
 // (gradients of x and of the weights) are taken over many steps at once.
 #include "cpu/kernels/gru.h"
 
+#include "cpu/kernels/gru_layout.h"
 #include "cpu/kernels/product.h"
 #include "cpu/kernels/rows.h"
 
 namespace cmi_fast {
 namespace {
 
-// Tiles: enough accumulators to hide the latency of their sums, few enough for the registers.
-constexpr int TILE_ROWS = REGISTERS == 32 ? 8 : 4;
-constexpr int GRADIENT_VECTORS = 2;
-static_assert(GRU_BLOCK_STEP % TILE_ROWS == 0 && GRU_BLOCK_MAX % GRU_BLOCK_STEP == 0);
-
-constexpr int64_t PADDING = 16;               // widths are multiples: whole vectors and whole tiles
-constexpr int64_t APART = 16;                 // rows of a power of two would share the sets of the caches
-constexpr int64_t PENDING = 128;              // rows that wait for the products over many steps
-constexpr int64_t SLOTS = 4, GATES = 3;       // a row of gates is n, r, z, q: x gives the first three, h the last three
-constexpr int64_t X_SLOT[GATES] = {1, 2, 0};  // where torch's r, z, n are among x's three
-constexpr int64_t H_SLOT[GATES] = {0, 1, 2};  // and among h's
-
 template <class T>
 struct Loops {
   using Problem = Gru<T>;
   using Gradients = GruGradients<T>;
+  using Shape = GruShape;
+  using Packed = PackedGru<T>;
+  using Sums = GruSums<T>;
   using V = Vector<T, WIDE>;
   static constexpr int LANES = VectorOf<T, WIDE>::LANES;
-
-  struct Shape {
-    int64_t d, hidden;                  // given
-    int64_t width, height;              // padded
-    int64_t input_stride, gate_stride;  // of rows [x h] and of rows of gates
-
-    Shape(int64_t d, int64_t hidden)
-        : d(d),
-          hidden(hidden),
-          width(round_up(d, PADDING)),
-          height(round_up(hidden, PADDING)),
-          input_stride(width + height + APART),
-          gate_stride(SLOTS * height + APART) {}
-  };
-
-  // Weights of the gradients are in panels of as many columns as a tile has: a panel stays in L1 while the rows pass.
-  static constexpr int64_t PANEL = GRADIENT_VECTORS * LANES;
-
-  static int64_t panel_place(int64_t depth, int64_t k, int64_t column) {
-    return (column / PANEL * depth + k) * PANEL + column % PANEL;
-  }
 
   // C [rows, columns] = (add ? C : 0) + A [rows, depth] B, B in panels.
   static void panel_product(int64_t rows, int64_t columns, int64_t depth, Scalars<T> a, const T* panels, T* c,
                             int64_t c_stride, bool add) {
-    for (int64_t column = 0; column < columns; column += PANEL)
-      product<V, TILE_ROWS, GRADIENT_VECTORS>(rows, columns - column < PANEL ? columns - column : PANEL, depth, a,
-                                              panels + column * depth, PANEL, c + column, c_stride, add);
-  }
-
-  // Points the buffers to consecutive places of `memory`, if there is one, and returns the size of them all.
-  template <int COUNT>
-  static int64_t place(const int64_t (&sizes)[COUNT], T** const (&buffers)[COUNT], T* memory) {
-    int64_t total = 0;
-    for (int i = 0; i < COUNT; ++i) {
-      if (memory) *buffers[i] = memory + total;
-      total += sizes[i];
-    }
-    return total;
-  }
-
-  // Biases of a row of gates; for the gates, weights as gates_tile reads them: [height / LANES, d or hidden, r z n,
-  // LANES]; for the gradients, panels of their transposes; a row of parameters as it is read.
-  struct Packed {
-    T *bias, *x_gates, *h_gates, *gates_x, *gates_h, *row;
-    int64_t size;
-
-    Packed(const Shape& shape, T* memory) {
-      const int64_t gates = GATES * shape.height;
-      size = place({SLOTS * shape.height, gates * shape.d, gates * shape.hidden, gates * round_up(shape.width, PANEL),
-                    gates * round_up(shape.height, PANEL), gates + shape.width},
-                   {&bias, &x_gates, &h_gates, &gates_x, &gates_h, &row}, memory);
-    }
-  };
-
-  static int64_t packed_size(int64_t d, int64_t hidden) { return Packed(Shape(d, hidden), nullptr).size; }
-
-  static void pack_matrix(const Shape& shape, ConstRows weight, int64_t columns, const int64_t* slots,
-                          const Packed& packed, T* gate_weights, T* gradient_panels) {
-    const int64_t gates = GATES * shape.height;
-    for (int64_t gate = 0; gate < GATES; ++gate)
-      for (int64_t j = 0; j < shape.hidden; ++j) {
-        const T* row = read_row(weight, gate * shape.hidden + j, columns, packed.row);
-        const int64_t group = j / LANES, lane = j % LANES;
-        for (int64_t k = 0; k < columns; ++k) {
-          gate_weights[((group * columns + k) * GATES + gate) * LANES + lane] = row[k];
-          gradient_panels[panel_place(gates, slots[gate] * shape.height + j, k)] = row[k];
-        }
-      }
-  }
-
-  static void pack_bias(const Shape& shape, ConstRows bias, const int64_t* slots, const Packed& packed, T* to) {
-    if (!bias.data) return;
-    const T* row = read_row(bias, 0, GATES * shape.hidden, packed.row);
-    for (int64_t gate = 0; gate < GATES; ++gate)
-      add(row + gate * shape.hidden, shape.hidden, to + slots[gate] * shape.height);
-  }
-
-  static void pack_weights(const GruParameters<ConstRows>& parameters, int64_t d, int64_t hidden, T* memory) {
-    const Shape shape(d, hidden);
-    const Packed packed(shape, memory);
-    set_zero(memory, packed.size);
-    pack_matrix(shape, parameters.weight_ih, d, X_SLOT, packed, packed.x_gates, packed.gates_x);
-    pack_matrix(shape, parameters.weight_hh, hidden, H_SLOT, packed, packed.h_gates, packed.gates_h);
-    pack_bias(shape, parameters.bias_ih, X_SLOT, packed, packed.bias);
-    pack_bias(shape, parameters.bias_hh, H_SLOT, packed, packed.bias + shape.height);
+    for (int64_t column = 0; column < columns; column += Packed::PANEL)
+      product<V, TILE_ROWS, GRADIENT_VECTORS>(rows, columns - column < Packed::PANEL ? columns - column : Packed::PANEL,
+                                              depth, a, panels + column * depth, Packed::PANEL, c + column, c_stride,
+                                              add);
   }
 
   // Workspace of one thread: rows [x h] and rows of gates; gradients of x; of h, a row a sequence.
@@ -127,27 +41,13 @@ struct Loops {
     int64_t size;
 
     Workspace(const Shape& shape, T* memory) {
-      size = place({PENDING * shape.input_stride, PENDING * shape.gate_stride, PENDING * shape.width,
-                    GRU_BLOCK_MAX * shape.height},
-                   {&inputs, &gates, &x_gradient, &h_gradient}, memory);
+      size = place_buffers({PENDING * shape.input_stride, PENDING * shape.gate_stride, PENDING * shape.width,
+                            GRU_BLOCK_MAX * shape.height},
+                           {&inputs, &gates, &x_gradient, &h_gradient}, memory);
     }
   };
 
   static int64_t workspace_size(int64_t d, int64_t hidden) { return Workspace(Shape(d, hidden), nullptr).size; }
-
-  // Sums of the gradients of the weights [3 height, width or height], in the slots' order, and of a row of gates.
-  struct Sums {
-    T *weight_ih, *weight_hh, *bias;
-    int64_t size;
-
-    Sums(const Shape& shape, T* memory) {
-      const int64_t gates = GATES * shape.height;
-      size = place({gates * shape.width, gates * shape.height, SLOTS * shape.height}, {&weight_ih, &weight_hh, &bias},
-                   memory);
-    }
-  };
-
-  static int64_t gradient_size(int64_t d, int64_t hidden) { return Sums(Shape(d, hidden), nullptr).size; }
 
   // 2^(-|x| factor), of which sigmoid and tanh are made.
   template <int COUNT>
@@ -375,7 +275,7 @@ struct Loops {
     const Workspace w(shape, memory);
     Pending pending;
     set_zero(memory, w.size);  // the padding of rows stays zero
-    if (gradients.parameters) set_zero(gradients.parameters, gradient_size(p.d, p.hidden));
+    if (gradients.parameters) set_zero(gradients.parameters, Sums::size(p.d, p.hidden));
     for_each_block(p, begin, end, [&](const int64_t* block, int64_t count) {
       backward_block(p, shape, packed, block, count, gradients, w, pending);
       if (gradients.items.data) clear_padding(p, block, count, gradients.items);
@@ -383,31 +283,8 @@ struct Loops {
     finish_pending(p, shape, packed, gradients, w, pending);
   }
 
-  static void unpack_matrix(const Shape& shape, const T* sum, int64_t stride, int64_t columns, const int64_t* slots,
-                            MutableRows gradient) {
-    if (!gradient.data) return;
-    for (int64_t gate = 0; gate < GATES; ++gate)
-      for (int64_t j = 0; j < shape.hidden; ++j)
-        write_row(sum + (slots[gate] * shape.height + j) * stride, gate * shape.hidden + j, columns, gradient);
-  }
-
-  static void unpack_bias(const Shape& shape, const T* sum, const int64_t* slots, MutableRows gradient) {
-    if (!gradient.data) return;
-    for (int64_t gate = 0; gate < GATES; ++gate)
-      write_row(sum + slots[gate] * shape.height, gate, shape.hidden, gradient);
-  }
-
-  static void unpack_gradients(const T* sum, int64_t d, int64_t hidden, const GruParameters<MutableRows>& gradients) {
-    const Shape shape(d, hidden);
-    const Sums sums(shape, const_cast<T*>(sum));
-    unpack_matrix(shape, sums.weight_ih, shape.width, d, X_SLOT, gradients.weight_ih);
-    unpack_matrix(shape, sums.weight_hh, shape.height, hidden, H_SLOT, gradients.weight_hh);
-    unpack_bias(shape, sums.bias, X_SLOT, gradients.bias_ih);
-    unpack_bias(shape, sums.bias + shape.height, H_SLOT, gradients.bias_hh);
-  }
-
-  static constexpr GruKernel<T> KERNEL{packed_size, workspace_size, gradient_size,   pack_weights,
-                                       forward,     backward,       unpack_gradients};
+  static constexpr GruKernel<T> KERNEL{Packed::size, workspace_size, Sums::size,  Packed::pack,
+                                       forward,      backward,       Sums::unpack};
 };
 
 }  // namespace
