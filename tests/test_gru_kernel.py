@@ -138,6 +138,13 @@ def test_opcheck(jagged: bool, bias: bool) -> None:
     )
 
 
+def test_unwanted_gradients_are_as_their_fakes() -> None:
+    items, *parameters, _ = make(3, 6, 4, 5, torch.bfloat16)
+    last, states = torch.ops.cmi_fast.gru(items, *parameters, None, None)
+    args = (torch.randn_like(last), states, items, *parameters, None, None, True, False, True, False, False)
+    torch.library.opcheck(torch.ops.cmi_fast.gru_backward.default, args)
+
+
 @pytest.mark.parametrize("wanted", range(5), ids=["items", *PARAMETERS])
 def test_no_gradient_is_computed_that_nobody_asked_for(wanted: int) -> None:
     *inputs, lengths = make(3, 4, 4, 5)

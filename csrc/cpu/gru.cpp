@@ -146,8 +146,7 @@ Gradients backward(const Call<T>& call, const Tensor& last_grad_, const Tensor& 
   MutableRows written[5];
   for (int i = 0; i < 5; ++i) {
     STD_TORCH_CHECK(!wanted[i] || inputs[i], "a bias that is not there has no gradient");
-    result[i] = wanted[i] ? torch::stable::new_empty(*inputs[i], inputs[i]->sizes())
-                          : torch::stable::new_empty(given.items, {0});
+    result[i] = wanted[i] ? torch::stable::new_empty(*inputs[i], inputs[i]->sizes()) : call.new_tensor(0);
     written[i] = {wanted[i] ? result[i].mutable_data_ptr() : nullptr, element<T>(result[i])};
   }
   const bool parameters = wanted[1] || wanted[2] || wanted[3] || wanted[4];
