@@ -1,5 +1,6 @@
 """The operators."""
 
+from cmi_fast.ops.gru import gru
 from cmi_fast.ops.interest_softmax_loss import interest_softmax_loss
 from cmi_fast.ops.item_soft_assignment_pool import item_soft_assignment_pool
 from cmi_fast.ops.nt_xent_loss import nt_xent_loss
@@ -7,6 +8,7 @@ from cmi_fast.ops.orthogonality_loss import orthogonality_loss
 from cmi_fast.ops.soft_assignment_pool import soft_assignment_pool
 
 __all__ = [
+    "gru",
     "interest_softmax_loss",
     "item_soft_assignment_pool",
     "nt_xent_loss",

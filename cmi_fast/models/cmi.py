@@ -64,7 +64,7 @@ class CMI(nn.Module):
         super().__init__()
         self.items = nn.Parameter(torch.empty(num_items, dim))
         self.categories = nn.Parameter(torch.empty(interests, dim))
-        self.gru = GRU(dim, dim) if general_interest else None
+        self.gru = GRU(dim, dim, backend=backend) if general_interest else None
         self.temperature = temperature
         self.contrastive_weight = contrastive_weight
         self.contrastive_temperature = contrastive_temperature

@@ -1,5 +1,6 @@
 """Every operator as its formula in plain PyTorch: written to be read, exact in float64, twice differentiable."""
 
+from cmi_fast.reference.gru import gru
 from cmi_fast.reference.interest_softmax_loss import interest_softmax_loss
 from cmi_fast.reference.item_soft_assignment_pool import item_soft_assignment_pool
 from cmi_fast.reference.nt_xent_loss import nt_xent_loss
@@ -7,6 +8,7 @@ from cmi_fast.reference.orthogonality_loss import orthogonality_loss
 from cmi_fast.reference.soft_assignment_pool import soft_assignment_pool
 
 __all__ = [
+    "gru",
     "interest_softmax_loss",
     "item_soft_assignment_pool",
     "nt_xent_loss",

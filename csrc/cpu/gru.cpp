@@ -1,0 +1,213 @@
+#include "cpu/kernels/gru.h"
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+
+#include <algorithm>
+#include <numeric>
+#include <vector>
+
+#include "cpu/checks.h"
+#include "cpu/level.h"
+#include "cpu/parallel.h"
+#include "cpu/partition.h"
+
+namespace cmi_fast {
+
+CMI_FAST_DECLARE_KERNEL(GruKernels, gru)
+
+namespace {
+
+using OptionalTensor = std::optional<Tensor>;
+
+template <class T>
+const GruKernel<T>& kernel() {
+  const GruKernels& kernels = CMI_FAST_KERNEL(GruKernels, gru);
+  if constexpr (std::is_same_v<T, float>)
+    return kernels.float32;
+  else
+    return kernels.float64;
+}
+
+// Parameters as torch.nn.GRU has them; items are [B, L, d] or [T, d].
+struct Arguments {
+  Tensor items, weight_ih, weight_hh;
+  OptionalTensor bias_ih, bias_hh, lengths, offsets;
+};
+
+// The arguments of one call, checked and contiguous, with what threads share. T is what is computed in.
+template <class T>
+struct Call {
+  const GruKernel<T>& kernel = cmi_fast::kernel<T>();
+  Tensor items, index, packed;
+  std::vector<int64_t> order;
+  Gru<T> problem;
+  int64_t rows, blocks;
+
+  explicit Call(const Arguments& given) {
+    check_shapes(given);
+    items = torch::stable::contiguous(given.items);
+    const int64_t d = items.size(-1), hidden = given.weight_hh.size(1);
+    const Sequences sequences = read_sequences(given);
+    rows = items.numel() / d;
+    check_sequences(sequences, rows);
+    order.resize(sequences.batch);
+    std::iota(order.begin(), order.end(), 0);
+    std::stable_sort(order.begin(), order.end(),
+                     [&](int64_t a, int64_t b) { return sequences.length(a) > sequences.length(b); });
+    // Few sequences make blocks of few, so that there is work for several threads.
+    constexpr int64_t BLOCKS = 32;
+    const int64_t share = (sequences.batch / BLOCKS + GRU_BLOCK_STEP - 1) / GRU_BLOCK_STEP * GRU_BLOCK_STEP;
+    const int64_t block = std::clamp(share, GRU_BLOCK_STEP, GRU_BLOCK_MAX);
+    blocks = std::max<int64_t>((sequences.batch + block - 1) / block, 1);
+    packed = new_tensor(kernel.packed_size(d, hidden));
+    pack_weights(given, d, hidden);
+    problem = {sequences, order.data(), block, {items.const_data_ptr(), element<T>(items)}, d, hidden, data<T>(packed)};
+  }
+
+  Tensor new_tensor(int64_t size) const { return torch::stable::new_empty(items, {size}, SCALAR_TYPE<T>); }
+
+  static void check_shapes(const Arguments& given) {
+    STD_TORCH_CHECK(given.items.dim() == (given.offsets ? 2 : 3), "items must be [B, L, d], or [T, d] with offsets");
+    STD_TORCH_CHECK(!given.offsets || given.offsets->numel() > 0, "offsets must be [B + 1]");
+    STD_TORCH_CHECK(!(given.offsets && given.lengths), "give lengths or offsets, not both");
+    STD_TORCH_CHECK(given.weight_hh.dim() == 2 && given.weight_hh.size(1) > 0 &&
+                        given.weight_hh.size(0) == 3 * given.weight_hh.size(1),
+                    "weight_hh must be [3 hidden, hidden]");
+    const int64_t gates = given.weight_hh.size(0);
+    STD_TORCH_CHECK(given.weight_ih.dim() == 2 && given.weight_ih.size(0) == gates && given.weight_ih.size(1) > 0 &&
+                        given.weight_ih.size(1) == given.items.size(-1),
+                    "weight_ih must be [3 hidden, d] with the items' d");
+    STD_TORCH_CHECK(!given.bias_ih || given.bias_ih->numel() == gates, "bias_ih must be [3 hidden]");
+    STD_TORCH_CHECK(!given.bias_hh || given.bias_hh->numel() == gates, "bias_hh must be [3 hidden]");
+  }
+
+  Sequences read_sequences(const Arguments& given) {
+    const int64_t batch = given.offsets ? given.offsets->numel() - 1 : given.items.size(0);
+    Sequences sequences{batch, given.offsets ? 0 : given.items.size(1), nullptr, nullptr};
+    if (given.offsets) {
+      index = contiguous_index(*given.offsets, "offsets", batch + 1);
+      sequences.offsets = data<int64_t>(index);
+    } else if (given.lengths) {
+      index = contiguous_index(*given.lengths, "lengths", batch);
+      sequences.lengths = data<int64_t>(index);
+    }
+    return sequences;
+  }
+
+  void pack_weights(const Arguments& given, int64_t d, int64_t hidden) {
+    const OptionalTensor parameters[] = {given.weight_ih, given.weight_hh, given.bias_ih, given.bias_hh};
+    OptionalTensor contiguous[4];  // lives while the kernel reads
+    ConstRows read[4];
+    for (int i = 0; i < 4; ++i) {
+      read[i] = {nullptr, Element::computed};
+      if (!parameters[i]) continue;
+      contiguous[i] = torch::stable::contiguous(*parameters[i]);
+      read[i] = {contiguous[i]->const_data_ptr(), element<T>(*contiguous[i])};
+    }
+    kernel.pack_weights({read[0], read[1], read[2], read[3]}, d, hidden, mutable_data<T>(packed));
+  }
+
+  // Calls run(part, begin, end, workspace) for the blocks in `parts` parts: the longest sequences come first, so that
+  // threads end together.
+  template <class Run>
+  void parallel(int64_t parts, const Run& run) const {
+    const int64_t workers = std::min<int64_t>(parts, torch::stable::get_num_threads());
+    const int64_t stride = (kernel.workspace_size(problem.d, problem.hidden) + 15) / 16 * 16;  // no false sharing
+    const Tensor workspace = new_tensor(workers * stride);
+    const auto boundary = [&](int64_t part) {
+      return std::min(problem.sequences.batch, part * blocks / parts * problem.block);
+    };
+    for_each_part(parts, workers, TorchThreads{}, [&](int64_t part, int64_t worker) {
+      run(part, boundary(part), boundary(part + 1), mutable_data<T>(workspace) + worker * stride);
+    });
+  }
+};
+
+// Each part has a sum of the parameters' gradients: as many as there is memory for, whatever the number of threads.
+int64_t gradient_parts(int64_t blocks, int64_t bytes) {
+  constexpr int64_t MIN_PARTS = 4, MAX_PARTS = 64, MEMORY = 64 << 20;
+  return std::min(blocks, std::clamp(MEMORY / bytes, MIN_PARTS, MAX_PARTS));
+}
+
+using Gradients = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
+
+template <class T>
+Gradients backward(const Call<T>& call, const Tensor& last_grad_, const Tensor& states, const Arguments& given,
+                   const bool (&wanted)[5]) {
+  const auto& p = call.problem;
+  STD_TORCH_CHECK(last_grad_.numel() == p.sequences.batch * p.hidden, "the gradient must be [B, hidden]");
+  STD_TORCH_CHECK(states.numel() == call.rows * p.hidden && states.scalar_type() == SCALAR_TYPE<T>,
+                  "states must be those of the forward");
+  const Tensor last_grad = torch::stable::contiguous(last_grad_);
+  const Tensor states_read = torch::stable::contiguous(states);
+  const OptionalTensor inputs[] = {given.items, given.weight_ih, given.weight_hh, given.bias_ih, given.bias_hh};
+  Tensor result[5];
+  MutableRows written[5];
+  for (int i = 0; i < 5; ++i) {
+    STD_TORCH_CHECK(!wanted[i] || inputs[i], "a bias that is not there has no gradient");
+    result[i] = wanted[i] ? torch::stable::new_empty(*inputs[i], inputs[i]->sizes()) : call.new_tensor(0);
+    written[i] = {wanted[i] ? result[i].mutable_data_ptr() : nullptr, element<T>(result[i])};
+  }
+  const bool parameters = wanted[1] || wanted[2] || wanted[3] || wanted[4];
+  const int64_t size = call.kernel.gradient_size(p.d, p.hidden);
+  const int64_t parts = gradient_parts(call.blocks, size * sizeof(T));
+  const Tensor partial = call.new_tensor(parameters ? parts * size : 0);
+  T* const sums = mutable_data<T>(partial);
+  call.parallel(parts, [&](int64_t part, int64_t begin, int64_t end, T* workspace) {
+    const GruGradients<T> gradients{{last_grad.const_data_ptr(), element<T>(last_grad)},
+                                    data<T>(states_read),
+                                    written[0],
+                                    parameters ? sums + part * size : nullptr};
+    call.kernel.backward(p, begin, end, gradients, workspace);
+  });
+  if (parameters) {
+    for (int64_t part = 1; part < parts; ++part)
+      for (int64_t i = 0; i < size; ++i) sums[i] += sums[part * size + i];
+    call.kernel.unpack_gradients(sums, p.d, p.hidden, {written[1], written[2], written[3], written[4]});
+  }
+  return {result[0], result[1], result[2], result[3], result[4]};
+}
+
+// Calls run(T()) for the type T that these items are computed in.
+template <class Run>
+auto dispatch_computed(const Tensor& items, const Run& run) {
+  return dispatch(items, "items", [&](auto type) { return run(Compute<decltype(type)>()); });
+}
+
+}  // namespace
+
+std::tuple<Tensor, Tensor> gru(Tensor items, Tensor weight_ih, Tensor weight_hh, OptionalTensor bias_ih,
+                               OptionalTensor bias_hh, OptionalTensor lengths, OptionalTensor offsets) {
+  return dispatch_computed(items, [&](auto type) -> std::tuple<Tensor, Tensor> {
+    using T = decltype(type);
+    const Call<T> call({items, weight_ih, weight_hh, bias_ih, bias_hh, lengths, offsets});
+    const auto& p = call.problem;
+    const Tensor last = torch::stable::new_empty(items, {p.sequences.batch, p.hidden});
+    const Tensor states = torch::stable::new_empty(items, {call.rows, p.hidden}, SCALAR_TYPE<T>);
+    call.parallel(call.blocks, [&](int64_t, int64_t begin, int64_t end, T* workspace) {
+      call.kernel.forward(p, begin, end, {last.mutable_data_ptr(), element<T>(last)}, mutable_data<T>(states),
+                          workspace);
+    });
+    return {last, states};
+  });
+}
+
+Gradients gru_backward(Tensor last_grad, Tensor states, Tensor items, Tensor weight_ih, Tensor weight_hh,
+                       OptionalTensor bias_ih, OptionalTensor bias_hh, OptionalTensor lengths, OptionalTensor offsets,
+                       bool items_grad, bool weight_ih_grad, bool weight_hh_grad, bool bias_ih_grad,
+                       bool bias_hh_grad) {
+  return dispatch_computed(items, [&](auto type) {
+    using T = decltype(type);
+    const Arguments given{items, weight_ih, weight_hh, bias_ih, bias_hh, lengths, offsets};
+    return backward(Call<T>(given), last_grad, states, given,
+                    {items_grad, weight_ih_grad, weight_hh_grad, bias_ih_grad, bias_hh_grad});
+  });
+}
+
+STABLE_TORCH_LIBRARY_IMPL(cmi_fast, CPU, library) {
+  library.impl("gru", TORCH_BOX(&gru));
+  library.impl("gru_backward", TORCH_BOX(&gru_backward));
+}
+
+}  // namespace cmi_fast
