@@ -1,0 +1,172 @@
+"""CMI's training step, whole and part by part, against the same model as plain PyTorch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from bench_interest_softmax_loss import eager as eager_main_loss
+from bench_item_soft_assignment_pool import eager_sharing as eager_pool
+from bench_nt_xent_loss import eager as eager_contrastive_loss
+from checking import needs_native
+from measure import Report, Run, call_with
+from torch import Tensor, nn
+
+from cmi_fast.functional import (
+    interest_softmax_loss,
+    item_soft_assignment_pool,
+    nt_xent_loss,
+    orthogonality_loss,
+)
+from cmi_fast.models.cmi import CMI
+from cmi_fast.nn import GRU
+
+pytestmark = needs_native
+
+TOLERANCE = 1e-4  # of losses and gradients; float32 against float32, summed in different orders
+BATCH, LENGTH, INTERESTS, DIM = 1024, 100, 8, 64
+TABLE_ROWS = 77_557  # items of the paper's TakaTak log
+
+
+class PlainCMI(CMI):
+    """The same model and objective from what PyTorch offers, written with care."""
+
+    def __init__(self, num_items: int) -> None:
+        super().__init__(num_items)
+        self.gru = nn.GRU(DIM, DIM, batch_first=True)  # type: ignore[assignment]
+
+    def objective(
+        self, history: Tensor, lengths: Tensor, views: Tensor, positives: Tensor, negatives: Tensor
+    ) -> Tensor:
+        pooled = eager_pool(history, self.items, self.categories, lengths, views)
+        full, first, second = F.normalize(pooled, dim=-1)
+        candidates = torch.cat([positives, negatives])
+        states, _ = self.gru(self.item_vectors(history))  # type: ignore[misc]
+        main = eager_main_loss(
+            full, self.item_vectors(candidates), states[torch.arange(len(lengths)), lengths - 1], torch.arange(BATCH)
+        )
+        contrastive = 2 * eager_contrastive_loss(first.flatten(0, 1), second.flatten(0, 1))
+        return main + 0.01 * contrastive + 10 * orthogonality_loss(self.categories)
+
+
+def make_batch() -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """History, lengths of mean 58, the whole history and two halves of it, and distinct items as candidates."""
+    torch.manual_seed(0)
+    history = torch.randint(0, TABLE_ROWS, (BATCH, LENGTH))
+    candidates = torch.randperm(TABLE_ROWS)[: 2 * BATCH]
+    views = torch.cat([torch.ones(1, BATCH, LENGTH, dtype=torch.bool), torch.rand(2, BATCH, LENGTH) < 0.5])
+    return history, torch.randint(16, LENGTH + 1, (BATCH,)), views, candidates[:BATCH], candidates[BATCH:]
+
+
+def training_step(
+    model: nn.Module, optimizer: torch.optim.Optimizer, objective: Callable[[], Tensor]
+) -> Callable[[], list[Tensor]]:
+    def run() -> list[Tensor]:
+        optimizer.zero_grad(set_to_none=True)
+        loss = objective()
+        loss.backward()
+        gradients = [p.grad for p in model.parameters() if p.grad is not None]
+        optimizer.step()
+        return [loss.detach(), *gradients]
+
+    return run
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_step(benchmark: object, report: Report, precision: str) -> None:
+    """Both take the same steps in turn from the same weights, so that their losses stay comparable."""
+    history, lengths, views, positives, negatives = make_batch()
+    ours, plain = CMI(TABLE_ROWS), PlainCMI(TABLE_ROWS)
+    plain.load_state_dict(ours.state_dict())
+
+    def our_objective() -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
+            return ours.loss(history, lengths, views[1:], positives, negatives).total
+
+    report.compare(
+        benchmark,
+        "step",
+        precision,
+        {
+            "cmi_fast": training_step(ours, torch.optim.Adam(ours.parameters(), fused=True), our_objective),
+            "PyTorch": training_step(
+                plain,
+                torch.optim.Adam(plain.parameters()),
+                lambda: plain.objective(history, lengths, views, positives, negatives),
+            ),
+        },
+        tolerance=TOLERANCE if precision == "float32" else 5e-2,
+        rounds=8,
+    )
+
+
+def pooling() -> tuple[Run, Run]:
+    history, lengths, views, _, _ = make_batch()
+    inputs = table(), torch.randn(INTERESTS, DIM, requires_grad=True)
+    cotangent = torch.randn(len(views), BATCH, INTERESTS, DIM)
+
+    def ours(table: Tensor, categories: Tensor) -> Tensor:
+        return item_soft_assignment_pool(history, table, categories, lengths, views=views)
+
+    def plain(table: Tensor, categories: Tensor) -> Tensor:
+        return eager_pool(history, table, categories, lengths, views)
+
+    return call_with(ours, inputs, cotangent), call_with(plain, inputs, cotangent)
+
+
+def contrastive() -> tuple[Run, Run]:
+    pairs = torch.randn(2, BATCH * INTERESTS, DIM)
+    inputs = [x.requires_grad_() for x in pairs.unbind()]
+    return tuple(call_with(loss, inputs, torch.tensor(1.0)) for loss in (nt_xent_loss, eager_contrastive_loss))
+
+
+def main_loss() -> tuple[Run, Run]:
+    interests = F.normalize(torch.randn(BATCH, INTERESTS, DIM), dim=-1).requires_grad_()
+    candidates = F.normalize(torch.randn(2 * BATCH, DIM), dim=-1).requires_grad_()
+    inputs = interests, candidates, torch.randn(BATCH, DIM, requires_grad=True), torch.arange(BATCH)
+
+    def ours(interests: Tensor, candidates: Tensor, general: Tensor, targets: Tensor) -> Tensor:
+        return interest_softmax_loss(interests, candidates, targets, general)
+
+    return tuple(call_with(loss, inputs, torch.tensor(1.0)) for loss in (ours, eager_main_loss))
+
+
+def recurrence() -> tuple[Run, Run]:
+    lengths = make_batch()[1]
+    gru, plain = GRU(DIM, DIM), nn.GRU(DIM, DIM, batch_first=True)
+    plain.load_state_dict(gru.state_dict())
+    inputs = [F.normalize(torch.randn(BATCH, LENGTH, DIM), dim=-1).requires_grad_()]
+    cotangent = torch.randn(BATCH, DIM)
+
+    def last_state(items: Tensor) -> Tensor:
+        return plain(items)[0][torch.arange(BATCH), lengths - 1]
+
+    return call_with(lambda items: gru(items, lengths), inputs, cotangent), call_with(last_state, inputs, cotangent)
+
+
+def adam() -> tuple[Run, Run]:
+    def steps(**options: bool) -> Run:
+        parameter = table()
+        parameter.grad = torch.ones_like(parameter)
+        optimizer = torch.optim.Adam([parameter], **options)
+
+        def run() -> list[Tensor]:
+            optimizer.step()
+            return []
+
+        return run
+
+    return steps(fused=True), steps()
+
+
+def table() -> Tensor:
+    return torch.randn(TABLE_ROWS, DIM, generator=torch.Generator().manual_seed(0)).requires_grad_()
+
+
+@pytest.mark.parametrize("part", [pooling, contrastive, main_loss, recurrence, adam], ids=lambda part: part.__name__)
+def test_parts(benchmark: object, report: Report, part: Callable[[], tuple[Run, Run]]) -> None:
+    torch.manual_seed(0)
+    ours, plain = part()
+    report.compare(benchmark, "step", part.__name__, {"cmi_fast": ours, "PyTorch": plain}, tolerance=2e-5, rounds=8)
