@@ -17,16 +17,24 @@ from cmi_fast.errors import InputError
 from cmi_fast.ops.backend import automatic_backends
 from cmi_fast.tables import text_table
 
+UsageError: Any = typer.BadParameter.__base__  # of click, which newer typers carry within themselves
+
 app = typer.Typer(
     help="Fast, exact multi-interest recommendation.",
-    no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # boxes would wrap messages
 )
 
-Log = Annotated[Path, typer.Argument(help="A log of plays: .parquet, .csv or .csv.gz.", show_default=False)]
+Log = Annotated[
+    Path,
+    typer.Argument(help="A log of plays: Parquet, CSV, TSV, .inter, .dat (also with .gz) or .npz.", show_default=False),
+]
 Run = Annotated[Path, typer.Argument(help="The folder that train left.", show_default=False)]
 Where = Annotated[str | None, typer.Option(help="Row filter, such as 'long_view = 1'.")]
+Positive = Annotated[str | None, typer.Option(help="A play has one of these above 0: like,forward.")]
+Columns = Annotated[str | None, typer.Option(help="Which column is what: user_id=uid,item_id=vid,timestamp=ts.")]
+TimeZone = Annotated[str | None, typer.Option(help="Whose days split the log, such as Asia/Shanghai (UTC).")]
+SplitBy = Annotated[str | None, typer.Option("--split", help="day (the default), last, ratio or ratio:0.8,0.1,0.1.")]
 Data = Annotated[Path | None, typer.Option(help="Another log than the one trained on.")]
 TABLES = [
     [f"{metric}@{k}" for metric in metrics for k in (10, 20, 50)]
@@ -57,23 +65,34 @@ def simulate(
     items: Annotated[int, typer.Option(help="Number of items.")] = 5000,
     days: Annotated[int, typer.Option(help="Number of days.")] = 14,
     seed: Annotated[int, typer.Option(help="The same seed gives the same log.")] = 0,
+    plays_per_user: Annotated[float, typer.Option(help="Plays of a user, on average.")] = 40,
 ) -> None:
     """Write a micro-video log with known latent categories."""
     from cmi_fast.data.simulate import write_simulation
 
-    log, truth = write_simulation(out, users=users, items=items, days=days, seed=seed)
+    sizes = {"users": users, "items": items, "days": days, "plays_per_user": plays_per_user}
+    log, truth = write_simulation(out, seed=seed, **sizes)
     print(f"{out}: {len(log):,} plays of {users:,} users on {items:,} items in {days} days")
     print(f"{out.with_suffix('.truth.parquet')}: the category of each item ({truth['category'].n_unique()} categories)")
 
 
 @app.command()
-def stats(data: Log, where: Where = None) -> None:
+def stats(
+    data: Log,
+    where: Where = None,
+    positive: Positive = None,
+    columns: Columns = None,
+    time_zone: TimeZone = None,
+    split: SplitBy = None,
+) -> None:
     """The row of the paper's Table 2, and what each split holds."""
-    from cmi_fast.data import Interactions, statistics
+    from cmi_fast.data import statistics
+    from cmi_fast.training.config import Source
 
-    interactions = Interactions.read(data, where=where)
+    source = Source(**_given(data, where, positive, columns, time_zone, split))
+    interactions = source.read()
     _print_notes(interactions.notes)
-    print(statistics(interactions))
+    print(statistics(interactions, source.split))
 
 
 @app.command()
@@ -84,6 +103,10 @@ def train(
     config: Annotated[Path | None, typer.Option(help="Settings as a TOML file.")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="One setting: key=value.")] = None,
     where: Where = None,
+    positive: Positive = None,
+    columns: Columns = None,
+    time_zone: TimeZone = None,
+    split: SplitBy = None,
     item_categories: Annotated[
         Path | None,
         typer.Option(help="Known categories (item_id, category) to compare the learned ones with."),
@@ -91,20 +114,21 @@ def train(
     overwrite: Annotated[bool, typer.Option(help="Write into a folder that is not empty.")] = False,
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
 ) -> None:
-    """Train on all but the last two days, choose the epoch on the last but one, test on the last."""
+    """Train on all but the last two days, choose the epoch on the last but one, test on the last (or --split)."""
     from cmi_fast.display import display
     from cmi_fast.run import check_output, train_run
-    from cmi_fast.training.config import load_config
+    from cmi_fast.training.config import Source, load_config
 
     settings = (set_ or []) + ([f"model={model}"] if model is not None else [])
     loaded = load_config(config, settings)
+    given = _given(data, where, positive, columns, time_zone, split)
+    source = loaded.data.model_copy(update=given) if loaded.data is not None else Source(**given)
     check_output(out, data, overwrite)
     with display() as progress:
         metrics = train_run(
-            data,
+            source,
             out,
             loaded,
-            where=where,
             device=device,
             item_categories=item_categories,
             on_read=lambda interactions: _print_notes(interactions.notes),
@@ -119,12 +143,16 @@ def evaluate(
     run: Run,
     data: Data = None,
     where: Where = None,
+    positive: Positive = None,
+    columns: Columns = None,
+    time_zone: TimeZone = None,
+    split: SplitBy = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
-    """Metrics of a trained model beside the baselines."""
+    """Metrics of a trained model beside the baselines. The log is read as for training, but for what is given."""
     from cmi_fast.run import evaluate_run
 
-    metrics = evaluate_run(run, data, where)
+    metrics = evaluate_run(run, **_given(data, where, positive, columns, time_zone, split))
     if as_json:
         print(json.dumps(metrics, indent=2))
     else:
@@ -136,16 +164,50 @@ def recommend(
     run: Run,
     out: Annotated[Path, typer.Option(help="A .parquet or .csv file to write.", show_default=False)],
     k: Annotated[int, typer.Option(help="Items for each user.")] = 50,
+    users: Annotated[
+        Path | None, typer.Option(help="Only these: .txt with one a line, or .csv or .parquet with user_id.")
+    ] = None,
+    skip_unknown: Annotated[bool, typer.Option("--skip-unknown", help="Leave out users not in the log.")] = False,
     data: Data = None,
     where: Where = None,
+    positive: Positive = None,
+    columns: Columns = None,
+    time_zone: TimeZone = None,
 ) -> None:
     """The best unseen items for every user of the log: user_id, item_id, score, rank."""
     from cmi_fast.run import recommend_run
 
     if k < 1:
         raise InputError(f"--k: expected 1 or more, found {k}")
-    frame = recommend_run(run, out, k, data, where)
+    given = _given(data, where, positive, columns, time_zone, None)
+    frame, unknown = recommend_run(run, out, k, users=users, skip_unknown=skip_unknown, **given)
+    if unknown:
+        print(f"note: {unknown:,} of the users are not in the log")
     print(f"{out}: {len(frame):,} recommendations for {frame['user_id'].n_unique():,} users")
+
+
+def _given(
+    data: Path | None,
+    where: str | None,
+    positive: str | None,
+    columns: str | None,
+    time_zone: str | None,
+    split: str | None,
+) -> dict[str, Any]:
+    """The options of reading that were given, as fields of ``Source``."""
+    from cmi_fast.training.config import file_name
+
+    given: dict[str, Any] = {"where": where, "time_zone": time_zone, "split": split}
+    if data is not None:
+        given["path"] = file_name(data)
+    if positive is not None:
+        given["positive"] = positive.split(",")
+    if columns is not None:
+        pairs = [pair.partition("=") for pair in columns.split(",")]
+        if not all(separator and role and column for role, separator, column in pairs):
+            raise InputError(f"--columns {columns}: expected role=column, or several with commas between")
+        given["columns"] = {role.strip(): column.strip() for role, _, column in pairs}
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def _print_notes(notes: tuple[str, ...]) -> None:
@@ -175,14 +237,22 @@ def _plain(value: object) -> str:
 def main() -> None:
     """Run the command line; what a user can put right is one line and exit code 2."""
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(line_buffering=True)  # whoever follows a log file sees each epoch when it ends
+        # Whoever follows a log file sees each epoch when it ends; names of files need not be UTF-8.
+        sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")
     try:
         if _native.environment_error is not None:
             raise InputError(_native.environment_error)
-        app()
+        sys.exit(app(sys.argv[1:] or ["--help"], standalone_mode=False))
     except InputError as error:
         message = str(error)
+    except UsageError as error:
+        message = f"{error.format_message()} (see --help)"
+    except MemoryError:
+        message = "not enough memory"
+    except (KeyboardInterrupt, typer.Abort):
+        print("cmi-fast: interrupted", file=sys.stderr)
+        sys.exit(130)
     except OSError as error:
         message = f"{error.filename}: {error.strerror}" if error.filename else str(error)
-    print(f"cmi-fast: {message}", file=sys.stderr)
+    print(f"cmi-fast: {' '.join(message.splitlines())}", file=sys.stderr)
     sys.exit(2)

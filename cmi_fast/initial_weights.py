@@ -35,9 +35,8 @@ def set_item_vectors(ranker: Ranker, vectors: Mapping[Any, ArrayLike], must_be_a
     except ValueError as error:
         raise InputError(f"item_vectors: expected vectors of {dim} numbers ({error})") from None
     if matrix.ndim != 2 or matrix.shape[1] != dim:
-        raise InputError(
-            f"item_vectors: expected vectors of {dim} numbers (config.dim), found {list(matrix.shape[1:])}"
-        )
+        found = list(matrix.shape[1:])
+        raise InputError(f"item_vectors: expected vectors of {dim} numbers (the setting dim), found shape {found}")
     if not np.isfinite(matrix).all():
         raise InputError("item_vectors: found values that are no finite numbers")
     rows = rows_of(ranker.item_ids, as_ids(vectors, "item_vectors"), "item")

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from cmi_fast.data import Histories
-from cmi_fast.data.files import atomic_path
+from cmi_fast.data.files import atomic_path, write_frame
 from cmi_fast.data.ids import rows_of
 from cmi_fast.data.plays import UNREADABLE, one_line
 from cmi_fast.errors import InputError
@@ -123,7 +123,7 @@ class Ranker:
         with atomic_path(run / "items.parquet") as path:
             rank = np.empty(len(self.item_ids), dtype=np.int64)
             rank[self.popular] = np.arange(1, len(self.popular) + 1)
-            pl.DataFrame({"item_id": self.item_ids, "popularity_rank": rank}).write_parquet(path)
+            write_frame(pl.DataFrame({"item_id": self.item_ids, "popularity_rank": rank}), path)
         with atomic_path(run / "model.safetensors") as path:
             path.write_bytes(safetensors.torch.save(self.model.state_dict()))  # save_file hides it from other users
 
@@ -142,7 +142,7 @@ class Ranker:
 def _read_items(path: Path) -> tuple[NDArray[Any], NDArray[np.int64]]:
     """The ids and popularity ranks that ``save`` wrote."""
     try:
-        items = pl.read_parquet(path, glob=False)
+        items = pl.read_parquet(path.read_bytes())
     except UNREADABLE as error:
         raise InputError(f"{path}: cannot be read: {one_line(error)}") from None
     expected = {"item_id": (pl.Int64, pl.String), "popularity_rank": (pl.Int64,)}
@@ -156,7 +156,7 @@ def _read_items(path: Path) -> tuple[NDArray[Any], NDArray[np.int64]]:
 
 def _load_weights(model: CMI, path: Path) -> None:
     try:
-        weights = safetensors.torch.load_file(path)
+        weights = safetensors.torch.load(path.read_bytes())
     except (OSError, safetensors.SafetensorError) as error:
         raise InputError(f"{path}: no complete trained model: {one_line(error)}") from None
     expected = {name: list(value.shape) for name, value in model.state_dict().items()}
@@ -177,13 +177,13 @@ def write_users(path: Path, user_ids: NDArray[Any], histories: Histories) -> Non
     users = pl.DataFrame({"user_id": user_ids}).with_row_index("user").with_columns(pl.col("user").cast(pl.Int64))
     frame = users.join(lists, on="user", how="left", maintain_order="left").select("user_id", "history")
     with atomic_path(path) as temporary:
-        frame.write_parquet(temporary)
+        write_frame(frame, temporary)
 
 
 def read_users(path: Path, num_items: int) -> tuple[NDArray[Any], Histories]:
     """What :func:`write_users` wrote. Raises InputError where it is not that."""
     try:
-        frame = pl.read_parquet(path, glob=False)
+        frame = pl.read_parquet(path.read_bytes())
     except UNREADABLE as error:
         raise InputError(f"{path}: cannot be read: {one_line(error)}") from None
     schemas = [{"user_id": dtype, "history": pl.List(pl.Int32)} for dtype in (pl.Int64, pl.String)]

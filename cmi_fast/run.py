@@ -14,12 +14,13 @@ import polars as pl
 from numpy.typing import NDArray
 
 from cmi_fast.data import Interactions
-from cmi_fast.data.files import atomic_path
+from cmi_fast.data.files import atomic_path, write_frame
+from cmi_fast.data.ids import read_user_ids, rows_of
 from cmi_fast.errors import InputError
 from cmi_fast.evaluation import POLICY, EvaluationTask, evaluate_baselines
 from cmi_fast.evaluation.categories import category_agreement, read_item_categories
 from cmi_fast.ranking import Ranker, translate, write_users
-from cmi_fast.training.config import Config, Source
+from cmi_fast.training.config import Config, Source, file_name, file_of
 from cmi_fast.training.trainer import Progress, build_model, candidate_frequency, parse_device, train
 
 Metrics = dict[str, Any]
@@ -41,11 +42,10 @@ def check_output(run: Path, data: Path, overwrite: bool) -> None:
 
 
 def train_run(
-    data: Path,
+    data: Path | Source,
     run: Path,
     config: Config,
     *,
-    where: str | None = None,
     device: str = "cpu",
     item_categories: Path | None = None,
     on_read: Callable[[Interactions], None] = lambda interactions: None,
@@ -58,17 +58,16 @@ def train_run(
     progress = progress or Progress()
     target = parse_device(device)
     progress.phase("reading")
-    if where is None and config.data is not None:
-        where = config.data.where
-    interactions = Interactions.read(data, where=where)
+    source = Source(path=file_name(data)) if isinstance(data, Path) else data
+    interactions = source.read()
     on_read(interactions)
-    split = interactions.split()
+    split = interactions.split(source.split)
     catalogue = interactions.item_ids[split.catalogue]
     known = read_item_categories(item_categories, catalogue) if item_categories else None
     rows = np.where(split.catalogue, np.cumsum(split.catalogue) - 1, -1)  # the model's table holds the catalogue
     plays = translate(split.train, rows)
     valid, test = (EvaluationTask.from_split(split, name) for name in ("valid", "test"))
-    config = config.model_copy(update={"data": Source(path=str(data.resolve()), where=where)})
+    config = config.model_copy(update={"data": source})
     model = build_model(config, len(catalogue), candidate_frequency(plays, len(catalogue))).to(target)
     ranker = Ranker(model, config, catalogue, rows[valid.popular])
 
@@ -98,10 +97,10 @@ def train_run(
     return metrics
 
 
-def evaluate_run(run: Path, data: Path | None = None, where: str | None = None) -> Metrics:
-    """Metrics of the trained model in ``run`` and of the baselines, on its own log or on ``data``."""
-    ranker, interactions, rows = _open(run, data, where)
-    split = interactions.split()
+def evaluate_run(run: Path, **given: Any) -> Metrics:
+    """Metrics of the trained model in ``run`` and of the baselines, on its own log; ``given``: as in :func:`_open`."""
+    ranker, source, interactions, rows = _open(run, given)
+    split = interactions.split(source.split)
     valid, test = (EvaluationTask.from_split(split, name) for name in ("valid", "test"))
     return {
         "model": ranker.config.model,
@@ -112,20 +111,37 @@ def evaluate_run(run: Path, data: Path | None = None, where: str | None = None) 
     }
 
 
-def recommend_run(run: Path, out: Path, k: int, data: Path | None = None, where: str | None = None) -> pl.DataFrame:
-    """Write the k best unseen items for every user of the log to ``out``: ``user_id, item_id, score, rank``."""
+def recommend_run(
+    run: Path, out: Path, k: int, *, users: Path | None = None, skip_unknown: bool = False, **given: Any
+) -> tuple[pl.DataFrame, int]:
+    """Write the k best unseen items for every user of the log, or those in the file ``users``, to ``out``.
+
+    Returns the frame ``user_id, item_id, score, rank``, and how many of ``users`` are not in the log: an InputError
+    without ``skip_unknown``. ``given``: as in :func:`_open`.
+    """
     if out.suffix not in (".parquet", ".csv"):
         raise InputError(f"--out {out}: expected a name ending in .parquet or .csv")
     if out.resolve().parent == run.resolve():
         raise InputError(f"--out {out}: expected a place outside the run, whose files it might replace")
-    ranker, interactions, rows = _open(run, data, where)
-    source = data or Path(ranker.config.data.path if ranker.config.data else "")
-    if out.exists() and out.samefile(source):
-        raise InputError(f"--out {out}: expected another file than the log")
+    ranker, source, interactions, rows = _open(run, given)
+    for name, read in (("the log", file_of(source.path)), ("--users", users)):
+        if read is not None and out.exists() and out.samefile(read):
+            raise InputError(f"--out {out}: expected another file than {name}")
+    user_ids, histories = interactions.user_ids, translate(interactions.histories(), rows)
+    unknown = 0
+    if users is not None:
+        wanted = read_user_ids(users, text=user_ids.dtype == object)
+        places = rows_of(wanted, user_ids, "user")
+        missing = wanted[places < 0].tolist()
+        unknown = len(missing)
+        if missing and not skip_unknown:
+            found = f"{unknown:,} are not in the log, such as {missing[0]!r}"
+            raise InputError(f"--users {users}: {found}; --skip-unknown leaves them out")
+        user_ids, histories = wanted[places >= 0], histories.select(places[places >= 0])
     with atomic_path(out) as path:
-        frame = ranker.recommend(interactions.user_ids, translate(interactions.histories(), rows), k)
-        frame.write_csv(path) if out.suffix == ".csv" else frame.write_parquet(path)
-    return frame
+        frame = ranker.recommend(user_ids, histories, k)
+        write_frame(frame, path)
+    return frame, unknown
 
 
 def _save(ranker: Ranker, interactions: Interactions, rows: NDArray[np.int64], run: Path) -> None:
@@ -135,17 +151,17 @@ def _save(ranker: Ranker, interactions: Interactions, rows: NDArray[np.int64], r
     ranker.save(run)
 
 
-def _open(run: Path, data: Path | None, where: str | None) -> tuple[Ranker, Interactions, NDArray[np.int64]]:
-    """The model, a log (its own, or ``data``), and the model's row of each item of the log."""
+def _open(run: Path, given: dict[str, Any]) -> tuple[Ranker, Source, Interactions, NDArray[np.int64]]:
+    """The model, a log, and the model's row of each item of the log.
+
+    The log is read as for training, except for what is ``given``: fields of :class:`Source`.
+    """
     ranker = Ranker.load(run)
-    source = ranker.config.data
-    if data is None and source is None:
+    if ranker.config.data is None and "path" not in given:
         raise InputError(f"{run}: config.toml names no log; say which with --data")
-    if data is None and source is not None:
-        data, where = Path(source.path), where or source.where
-    assert data is not None
-    interactions = Interactions.read(data, where=where)
+    source = (ranker.config.data or Source(path="")).model_copy(update=given)
+    interactions = source.read()
     rows = ranker.encode(interactions.item_ids)
     if not (rows >= 0).any():
-        raise InputError(f"{data}: found no item that the model in {run} knows")
-    return ranker, interactions, rows
+        raise InputError(f"{file_of(source.path)}: found no item that the model in {run} knows")
+    return ranker, source, interactions, rows

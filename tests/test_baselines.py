@@ -8,13 +8,13 @@ import pytest
 from implicit.nearest_neighbours import CosineRecommender
 
 from cmi_fast.data.interactions import Interactions
-from cmi_fast.data.split import DaySplit
+from cmi_fast.data.split import Split
 from cmi_fast.evaluation import POLICY, EvaluationTask, baselines, evaluate_baselines
 from cmi_fast.evaluation.baselines import ItemKNN, Popularity, binary_matrix, cosine_similarity
 from cmi_fast.evaluation.task import popularity_order
 
 
-def split_of(users, items, days) -> DaySplit:
+def split_of(users, items, days) -> Split:
     """The split of a log given by columns; users and items are rows already."""
     users, items, days = (np.asarray(column, dtype=np.int32) for column in (users, items, days))
     order = np.lexsort((days, users))

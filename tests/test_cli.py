@@ -5,41 +5,16 @@ from __future__ import annotations
 import gzip
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import polars as pl
 import pytest
 import safetensors.torch
 import torch
+from command import SMALL, call, run
 from real_logs import PARQUET, needs_real_logs
 
-from cmi_fast import cli
 from cmi_fast.ops.backend import automatic_backends
-
-SMALL = ["--set", "batch_size=64", "--set", "epochs=2", "--set", "steps_per_epoch=5", "--set", "dim=16"]
-
-
-def run(*arguments: object) -> subprocess.CompletedProcess[str]:
-    """The real command in a process of its own: exit code, output and all."""
-    code = "from cmi_fast.cli import main; main()"
-    return subprocess.run(
-        [sys.executable, "-c", code, *map(str, arguments)], capture_output=True, text=True, check=False
-    )
-
-
-def call(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
-    """The command in this process: quicker."""
-    before, sys.argv = sys.argv, ["cmi-fast", *map(str, arguments)]
-    try:
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
-    finally:
-        sys.argv = before
-    captured = capsys.readouterr()
-    code = stop.value.code
-    return (0 if code is None else int(code)), captured.out, captured.err
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from logs import DAY, LOG, START, write, write_text
 
 from cmi_fast.data import Interactions
-from cmi_fast.data.read import SAMPLED_ROWS
+from cmi_fast.data.formats import SAMPLED_ROWS
 
 
 def plays(log: Interactions) -> list[tuple[object, object, int, int]]:

@@ -73,7 +73,7 @@ def test_extra_fields_are_seen_though_their_columns_are_not_read(tmp_path: Path)
 def test_missing_columns(tmp_path: Path, columns: str) -> None:
     message = refusal(write_text(tmp_path / "log.csv", f"{columns}\n{columns}\n"))
     assert all(name in message for name in columns.split(","))
-    assert "expected user_id, item_id and day or timestamp; or KuaiRand's" in message
+    assert "expected user_id, item_id and day, timestamp or datetime; or KuaiRand's" in message
 
 
 @pytest.mark.parametrize("value", ["abc", "-1650000000", "0", "5", "1e18", "", "nan", "inf", "2022-04-25"])

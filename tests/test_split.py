@@ -32,7 +32,7 @@ def test_split_by_hand() -> None:
     test = [(3, 14, 8), (2, 12, 8), (2, 11, 8), (2, 12, 8)]
     split = log_of([*training, *valid, *test]).split()
     item_ids = split.interactions.item_ids
-    assert (split.valid_day, split.test_day) == (7, 8)
+    assert [set(part.days.tolist()) for part in split.parts()] == [{5, 6}, {7}, {8}]
     assert (split.num_users, split.num_items) == (3, 5)
     assert lists(split.train, item_ids) == [[10, 11, 10], [12], []]
     assert split.train_days.tolist() == [5, 5, 6, 5]
@@ -80,6 +80,66 @@ def test_logs_that_cannot_be_split(days: list[int], message: str) -> None:
 @needs_real_logs
 def test_real_log() -> None:
     split = Interactions.read(PARQUET).split()
-    assert (split.valid_day, split.test_day) == (13, 14)
+    assert [set(part.days.tolist()) for part in split.parts()] == [set(range(13)), {13}, {14}]
     assert np.count_nonzero(split.test.lengths) == 2638
     assert np.count_nonzero(split.interactions.days == 14) == 3490
+
+
+def test_split_by_last_plays() -> None:
+    """User 1 has four plays, user 2 three, user 3 two and user 4 one: too few to hold any out."""
+    log = log_of(
+        [
+            (1, 10, 0),
+            (1, 11, 0),
+            (1, 12, 0),
+            (1, 10, 3),
+            (2, 10, 1),
+            (2, 11, 1),
+            (2, 14, 1),
+            (3, 9, 0),
+            (3, 8, 0),
+            (4, 7, 0),
+        ]
+    )
+    split = log.split("last")
+    ids = log.item_ids
+    assert lists(split.train, ids) == [[10, 11], [10], [9, 8], [7]]
+    assert lists(split.valid, ids) == [[12], [11], [], []]
+    assert lists(split.test, ids) == [[10], [14], [], []]
+    assert lists(split.before_test, ids) == [[10, 11, 12], [10, 11], [9, 8], [7]]
+    assert split.training_end == 2
+    assert ids[split.catalogue].tolist() == [7, 8, 9, 10, 11]
+
+
+@settings(deadline=None, max_examples=50, derandomize=True)
+@given(st.lists(st.integers(1, 30), min_size=1, max_size=5), st.sampled_from([(0.8, 0.1, 0.1), (0.5, 0.2, 0.3)]))
+def test_split_by_shares(counts: list[int], shares: tuple[float, float, float]) -> None:
+    counts = [*counts, 20]
+    log = log_of([(user, item, item % 4) for user, count in enumerate(counts) for item in range(count)])
+    split = log.split("ratio:" + ",".join(map(str, shares)))
+    for user, count in enumerate(counts):
+        part = split.part[log.users == user]
+        assert part.tolist() == sorted(part.tolist())
+        held = [int(count * share + 1e-9) for share in shares[1:]]
+        assert np.bincount(part, minlength=3)[1:].tolist() == held
+    assert (log.split("ratio").part == log.split("ratio:0.8,0.1,0.1").part).all()
+
+
+@pytest.mark.parametrize(
+    ("by", "message"),
+    [
+        ("week", "split 'week': expected day, last, ratio or ratio:TRAIN,VALID,TEST"),
+        ("last:3", "split 'last:3': expected day"),
+        ("ratio:0.5", "split 'ratio:0.5': expected day"),
+        ("ratio:a,b,c", "split 'ratio:a,b,c': expected day"),
+        ("ratio:0.5,0.1,0.1", "three shares above 0 that add up to 1"),
+        ("ratio:1,0,0", "three shares above 0 that add up to 1"),
+        ("ratio:nan,0.5,0.5", "three shares above 0 that add up to 1"),
+        ("last", "a split by last plays needs users with 3 plays or more"),
+        ("ratio", "users have 2 plays at most, too few for shares"),
+    ],
+)
+def test_splits_that_cannot_be(by: str, message: str) -> None:
+    log = log_of([(1, 1, 0), (1, 2, 1), (2, 1, 2)])
+    with pytest.raises(InputError, match=message):
+        log.split(by)

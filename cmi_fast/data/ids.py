@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from cmi_fast.data.layouts import listing
+from cmi_fast.data.plays import UNREADABLE, one_line
 from cmi_fast.errors import InputError
 
 
@@ -28,6 +31,40 @@ def as_ids(values: Iterable[Any], argument: str) -> NDArray[Any]:
     if ids.has_nulls() or not (ids.dtype.is_integer() or ids.dtype == pl.String):
         raise TypeError(f"{argument} must be integers, or text, got {ids.dtype} such as {ids[0]!r}")
     return (ids if ids.dtype == pl.String else ids.cast(pl.Int64)).to_numpy()
+
+
+def read_user_ids(path: Path, text: bool) -> NDArray[Any]:
+    """The distinct users of a file, in its order.
+
+    path: a .txt with one user a line, or a .csv or .parquet with a column ``user_id``.
+    text: whether ids are text; else they are integers.
+
+    Raises:
+        InputError: the file cannot be read, holds no such column, or other ids.
+    """
+    try:
+        if path.suffix == ".txt":
+            lines = path.read_text(encoding="utf-8").splitlines()
+            ids = pl.Series([line.strip() for line in lines if line.strip()], dtype=pl.String)
+        elif path.suffix in (".csv", ".parquet"):
+            content = path.read_bytes()
+            frame = pl.read_parquet(content) if path.suffix == ".parquet" else pl.read_csv(content, infer_schema=False)
+            if "user_id" not in frame.columns:
+                raise InputError(f"{path}: no column user_id, found {listing(frame.columns)}")
+            ids = frame["user_id"]
+        else:
+            raise InputError(f"{path}: unknown kind of file, expected .txt, .csv or .parquet")
+    except (*UNREADABLE, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read: {one_line(error)}") from None
+    expected = "text" if text else "integers"
+    try:
+        cast = ids.cast(pl.String if text else pl.Int64, strict=False)
+    except pl.exceptions.PolarsError:
+        raise InputError(f"{path}: expected ids that are {expected}, found {ids.dtype}") from None
+    if cast.has_nulls():
+        place = cast.is_null().arg_true()[0]
+        raise InputError(f"{path}: user {place + 1}: found {ids[place]!r}, expected ids that are {expected}")
+    return cast.unique(maintain_order=True).to_numpy()
 
 
 def rows_of(ids: NDArray[Any], known: NDArray[Any], what: str) -> NDArray[np.int64]:

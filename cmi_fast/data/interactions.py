@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import polars as pl
 from numpy.typing import NDArray
 
+from cmi_fast.data.cache import cached
+from cmi_fast.data.encode import EncodedPlays, count_repeats, encode
+from cmi_fast.data.frames import to_lazy
 from cmi_fast.data.histories import Histories
 from cmi_fast.data.log import Log, extract
+from cmi_fast.data.options import ReadOptions
 from cmi_fast.data.plays import UNREADABLE, Source, one_line
-from cmi_fast.data.read import read_log
-from cmi_fast.data.split import DaySplit, split_by_day
+from cmi_fast.data.read import check_file, read_log
+from cmi_fast.data.split import Split, split
 from cmi_fast.errors import InputError
 
 
@@ -36,26 +41,56 @@ class Interactions:
     notes: tuple[str, ...] = ()
 
     @classmethod
-    def read(cls, path: str | Path, *, where: str | None = None) -> Interactions:
-        """Read a log from a .parquet, .csv or .csv.gz file.
+    def read(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        where: str | None = None,
+        positive: Sequence[str] = (),
+        columns: Mapping[str, str] | None = None,
+        time_zone: str = "UTC",
+    ) -> Interactions:
+        """Read a log: Parquet, CSV, TSV, RecBole's .inter, MovieLens' .dat and .data (each also with .gz), or .npz.
 
-        Columns: ``user_id``, ``item_id`` and ``day`` (integers, used as they are) or ``timestamp`` (seconds
-        or milliseconds since 1970, told apart by magnitude; without a day column the days are UTC days
-        counted from the first), or both: the day splits, the timestamp orders. Or KuaiRand's ``user_id``,
-        ``video_id``, ``date``, ``time_ms``.
+        The layout is recognised by its columns (docs/layouts.md): ``user_id``, ``item_id`` and ``day``,
+        ``timestamp`` or ``datetime``, or those of KuaiRand, KuaiRec, WeChat, MovieLens, MicroLens or RecBole.
+        A log of more than 32 MB is kept in encoded form for the next time, under ``$CMI_FAST_CACHE`` or
+        ``~/.cache/cmi_fast``, and its arrays are mapped into memory from there.
 
-        where: an SQL condition on the columns of the file, e.g. ``"long_view = 1 and play_time_ms > 3000"``.
-        Raises InputError for a file, column, value or condition that cannot be used.
+        Args:
+            where: an SQL condition on the columns of the file, e.g. ``"long_view = 1 and play_time_ms > 3000"``.
+            positive: columns of which at least one must be above 0, such as ``["like", "forward"]``.
+            columns: which column is what, where its name does not say: ``{"user_id": "uid", "timestamp": "t"}``;
+                roles are user_id, item_id, day, date, timestamp and datetime.
+            time_zone: whose calendar days split the log, where there is no column of days: ``"Asia/Shanghai"``.
+
+        Raises:
+            InputError: for a file, column, value or option that cannot be used.
         """
-        return cls._encode(read_log(path, where))
+        path = Path(path)
+        options = _options(where, positive, columns, time_zone)
+        check_file(path)
+        return cls._make(*cached(path, options, lambda: _encode(read_log(path, options))))
 
     @classmethod
     def from_frame(
-        cls, frame: pl.DataFrame | pl.LazyFrame, *, source: str = "frame", where: str | None = None
+        cls,
+        frame: Any,
+        *,
+        source: str = "frame",
+        where: str | None = None,
+        positive: Sequence[str] = (),
+        columns: Mapping[str, str] | None = None,
+        time_zone: str = "UTC",
     ) -> Interactions:
-        """As ``read``, from a polars frame; ``source`` is what error messages call it (rows count from 0)."""
+        """As :meth:`read`, from a frame of polars, pandas, pyarrow or whatever speaks Arrow, or a scipy sparse matrix.
+
+        A matrix [users, items] has a play for each stored value but 0, all on day 0, in the order of a row's entries.
+        ``source`` is what error messages call the frame; its rows count from 0.
+        """
+        options = _options(where, positive, columns, time_zone)
         try:
-            return cls._encode(extract(frame.lazy(), Source(source), where))
+            return cls._make(*_encode(extract(to_lazy(frame), Source(source), options)))
         except UNREADABLE as error:
             raise InputError(f"{source}: cannot be read: {one_line(error)}") from error
 
@@ -67,12 +102,18 @@ class Interactions:
     def num_items(self) -> int:
         return len(self.item_ids)
 
-    def split(self) -> DaySplit:
-        """The paper's split: train, the last day but one (valid) and the last day (test).
+    def split(self, by: str = "day") -> Split:
+        """Train, valid and test.
 
-        Raises InputError for fewer than three days, or where a part has no plays.
+        Args:
+            by: ``"day"``: the last day but one is valid, the last is test (the paper's). ``"last"``: the last play but
+                one and the last of each user with three or more. ``"ratio"`` or ``"ratio:0.7,0.1,0.2"``: that share of
+                each user's plays, in their order; without numbers 0.8, 0.1, 0.1.
+
+        Raises:
+            InputError: too few days or plays for it, or another ``by``.
         """
-        return split_by_day(self)
+        return split(self, by)
 
     def histories(self) -> Histories:
         """The plays of each user, in order."""
@@ -85,27 +126,19 @@ class Interactions:
         return replace(self, **plays)
 
     @classmethod
-    def _encode(cls, log: Log) -> Interactions:
-        users, user_ids = _rows(log.frame["user_id"])
-        items, item_ids = _rows(log.frame["item_id"])
-        days, times = log.frame["day"].to_numpy(), log.frame["time"].to_numpy()
-        order = np.lexsort((times, users))
-        users, items, days, times = users[order], items[order], days[order], times[order]
-        repeats = _count_repeats(users, items, times)
-        notes = log.notes if repeats == 0 else (*log.notes, f"exact duplicate rows, kept: {repeats:,}")
-        return cls(users, items, days, times, user_ids, item_ids, notes)
+    def _make(cls, plays: EncodedPlays, notes: tuple[str, ...]) -> Interactions:
+        return cls(plays.users, plays.items, plays.days, plays.times, plays.user_ids, plays.item_ids, notes)
 
 
-def _rows(ids: pl.Series) -> tuple[NDArray[np.int32], NDArray[Any]]:
-    """The row of each id [n] in the sorted distinct ids, and these."""
-    distinct = ids.unique().sort()
-    rows = distinct.search_sorted(ids).cast(pl.Int32)
-    return rows.to_numpy(), distinct.to_numpy()
+def _options(
+    where: str | None, positive: Sequence[str], columns: Mapping[str, str] | None, time_zone: str
+) -> ReadOptions:
+    if isinstance(positive, str):
+        raise TypeError(f"positive must be a list of columns, got the text {positive!r}")
+    return ReadOptions(where, tuple(positive), dict(columns or {}), time_zone)
 
 
-def _count_repeats(users: NDArray[np.int32], items: NDArray[np.int32], times: NDArray[np.int64]) -> int:
-    """How many plays [n], sorted by user and time, equal an earlier one in user, item and time."""
-    ties = (users[1:] == users[:-1]) & (times[1:] == times[:-1])
-    tied = np.append(ties, False) | np.append(False, ties)
-    plays = pl.DataFrame({"user": users[tied], "item": items[tied], "time": times[tied]})
-    return plays.height - plays.n_unique()
+def _encode(log: Log) -> tuple[EncodedPlays, tuple[str, ...]]:
+    plays = encode(log.frame)
+    repeats = count_repeats(plays)
+    return plays, log.notes if repeats == 0 else (*log.notes, f"exact duplicate rows, kept: {repeats:,}")

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import reprlib
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import polars as pl
 
 from cmi_fast.data import clock
-from cmi_fast.data.plays import UNREADABLE, Plays, Source, one_line
+from cmi_fast.data.layouts import listing, named, recognise
+from cmi_fast.data.options import ReadOptions
+from cmi_fast.data.plays import Plays, Source
 from cmi_fast.errors import InputError
 
-LAYOUTS = "user_id, item_id and day or timestamp; or KuaiRand's user_id, video_id, date, time_ms"
 EXACT_FLOATS = 2**53
 
 
@@ -28,65 +27,26 @@ class Log:
     notes: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class Layout:
-    """The names of a log's columns. ``calendar``: the day column holds dates as integers YYYYMMDD."""
-
-    user: str
-    item: str
-    day: str | None
-    time: str | None
-    calendar: bool = False
-
-    @property
-    def columns(self) -> list[str]:
-        return [name for name in (self.user, self.item, self.day, self.time) if name is not None]
-
-
-def extract(log: pl.LazyFrame, source: Source, where: str | None) -> Log:
-    """The rows of ``log`` that pass the SQL condition ``where``, checked, in canonical columns.
+def extract(log: pl.LazyFrame, source: Source, options: ReadOptions) -> Log:
+    """The rows of ``log`` that pass the filters, checked, in canonical columns.
 
     Raises InputError; polars' own errors only where the data behind ``log`` cannot be read.
     """
+    log = _without_types(log, source)
     schema = log.collect_schema()
-    layout = recognise(schema.names(), source)
+    names = schema.names()
+    layout = named(options.columns, names, source) if options.columns else recognise(names, source)
     if log.head(1).collect().is_empty():
         raise InputError(f"{source.name}: no rows")
-    keep = pl.lit(True) if where is None else row_filter(where, schema, source)
+    keep = options.row_filter(schema, source)
     frame = log.filter(keep).select(layout.columns).collect()
     if frame.is_empty():
-        raise InputError(f"{source.name}: the filter {where!r} keeps no rows")
+        raise InputError(f"{source.name}: the {options.describe()} keeps no rows")
     plays = Plays(frame, log, keep, source)
     users, items = ids(plays, layout.user), ids(plays, layout.item)
-    days, times, note = days_and_times(plays, layout)
+    days, times, note = clock.days_and_times(plays, layout, options.time_zone)
     columns = {"user_id": users, "item_id": items, "day": days, "time": times}
-    return Log(pl.DataFrame(columns), (note,))
-
-
-def recognise(columns: Sequence[str], source: Source) -> Layout:
-    """The layout that a log with these columns has; InputError where it has none."""
-    present = set(columns)
-    if {"user_id", "item_id"} <= present and present & {"day", "timestamp"}:
-        day, time = (name if name in present else None for name in ("day", "timestamp"))
-        return Layout("user_id", "item_id", day, time)
-    if {"user_id", "video_id", "date", "time_ms"} <= present:
-        return Layout("user_id", "video_id", "date", "time_ms", calendar=True)
-    raise InputError(f"{source.name}: missing columns: found {listing(columns) or 'none'}; expected {LAYOUTS}")
-
-
-def row_filter(where: str, schema: pl.Schema, source: Source) -> pl.Expr:
-    """The SQL condition ``where`` as an expression, tried on a log of these columns without rows."""
-    try:
-        keep = pl.sql_expr(where)
-        unknown = [name for name in keep.meta.root_names() if name not in schema]
-        if not unknown:
-            pl.DataFrame(schema=schema).filter(keep)
-            return keep
-    except UNREADABLE as error:
-        problem = one_line(error)
-    else:
-        problem = f"no column {unknown[0]}"
-    raise InputError(f"filter {where!r}: {problem}; columns of {source.name}: {listing(schema.names())}")
+    return Log(pl.DataFrame(columns), (note, *_decisions(layout.note, options)))
 
 
 def ids(plays: Plays, column: str) -> pl.Series:
@@ -105,28 +65,18 @@ def ids(plays: Plays, column: str) -> pl.Series:
     return plays.column(text) if integers.null_count() else integers
 
 
-def days_and_times(plays: Plays, layout: Layout) -> tuple[pl.Series, pl.Series, str]:
-    """The day (Int32) and the time (Int64) of each play, and how they were found.
-
-    A day column decides the day as it is; calendar dates and UTC days are counted from the first of the
-    plays kept. Without timestamps the day is the time, and the order within a day that of the file.
-    """
-    if layout.time is None:
-        days = clock.whole_days(plays, "day")
-        return days, days.cast(pl.Int64), "day splits; within a day the order is that of the file"
-    unit = clock.unit_of(plays, layout.time)
-    times = clock.times(plays, layout.time, unit)
-    if layout.day is None:
-        days, first = clock.utc_days(plays, layout.time, unit)
-        return days, times, f"{layout.time} in {unit.name}; days are UTC days, day 0 is {first}"
-    if layout.calendar:
-        days, first = clock.calendar_days(plays, layout.day)
-        return days, times, f"{layout.day} splits, day 0 is {first}; {layout.time} in {unit.name} orders"
-    days = clock.whole_days(plays, layout.day)
-    return days, times, f"{layout.day} splits; {layout.time} in {unit.name} orders"
+def _decisions(note: str | None, options: ReadOptions) -> list[str]:
+    if options.positive:
+        return [f"a play is a row with {' or '.join(options.positive)} above 0"]
+    return [note] if note is not None and options.where is None else []
 
 
-def listing(columns: Sequence[str]) -> str:
-    """Column names in one line, however many there are and whatever they hold."""
-    shown = ", ".join(name if name.isidentifier() else reprlib.repr(name) for name in columns[:30])
-    return shown if len(columns) <= 30 else f"{shown} and {len(columns) - 30} more"
+def _without_types(log: pl.LazyFrame, source: Source) -> pl.LazyFrame:
+    """RecBole's typed header, such as ``user_id:token``, as plain names."""
+    names = log.collect_schema().names()
+    if not all(":" in name for name in names):
+        return log
+    plain = [name.rpartition(":")[0] for name in names]
+    if len(set(plain)) < len(plain):
+        raise InputError(f"{source.name}: column names repeat without their types: {listing(names)}")
+    return log.rename(dict(zip(names, plain, strict=True)))

@@ -10,7 +10,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from cmi_fast.data.files import atomic_path
+from cmi_fast.data.files import atomic_path, write_frame
 from cmi_fast.errors import InputError
 
 _FIRST_DAY_MS = 1_704_067_200_000  # 2024-01-01, 00:00 UTC
@@ -21,6 +21,15 @@ _PLAYS_LOG_SPREAD = 0.7
 _CHANGE_OF_INTEREST = 0.15  # before a play within a session
 _REDRAWS = 4  # of a user's repeated plays
 _UNITS = 2**32  # of probability
+_MOST = {  # what the arithmetic in 64 bits, and milliseconds of 13 digits, allow
+    "users": 10**9,
+    "items": 10**9,
+    "categories": 10**6,
+    "plays_per_user": 10**9,
+    "days": 36_500,
+    "popularity_exponent": 100,
+}
+_BYTES_PER_PLAY = 100
 
 
 def simulate(
@@ -48,7 +57,7 @@ def simulate(
         sorted by time, and the truth (item_id, category), a row for every item, played or not.
 
     Raises:
-        InputError: an option is out of range.
+        InputError: an option is out of range, or the log would not fit into this machine's memory.
     """
     _require("users", users, 1)
     _require("categories", categories, 1)
@@ -59,6 +68,11 @@ def simulate(
     _require("popularity_exponent", popularity_exponent, 0)
     _require("noise", noise, 0, 1)
     _require("session_length", session_length, 1)
+    sizes = {"users": users, "items": items, "categories": categories, "plays_per_user": plays_per_user}
+    for option, size in {**sizes, "days": days, "popularity_exponent": popularity_exponent}.items():
+        if size > _MOST[option]:
+            raise InputError(f"{option}: found {size}, expected at most {_MOST[option]}")
+    _require_memory(users * plays_per_user, users * categories, items)
     rng = np.random.default_rng(seed)
     players = np.repeat(np.arange(users), _play_counts(rng, users, plays_per_user))
     opens_session = rng.random(len(players)) < 1 / session_length
@@ -93,9 +107,17 @@ def write_simulation(path: str | os.PathLike[str], **options: Any) -> tuple[pl.D
         raise InputError(f"{path}: found suffix {path.suffix!r}, expected '.parquet'")
     with atomic_path(path) as log_file, atomic_path(path.with_suffix(".truth.parquet")) as truth_file:
         log, truth = simulate(**options)
-        log.write_parquet(log_file)
-        truth.write_parquet(truth_file)
+        write_frame(log, log_file)
+        write_frame(truth, truth_file)
     return log, truth
+
+
+def _require_memory(plays: float, likes: int, items: int) -> None:
+    needed = _BYTES_PER_PLAY * plays + 40 * likes + 80 * items
+    present = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > present:
+        sizes = f"{plays:,.0f} plays of the users and {items:,} items"
+        raise InputError(f"{sizes} take about {needed / 1e9:,.0f} GB to draw, found {present / 1e9:,.0f} GB of memory")
 
 
 def _play_counts(rng: np.random.Generator, users: int, mean: float) -> NDArray[np.int64]:

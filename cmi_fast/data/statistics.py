@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from cmi_fast.data.histories import Histories
 from cmi_fast.data.interactions import Interactions
-from cmi_fast.data.split import DaySplit
+from cmi_fast.data.split import TEST, TRAIN, VALID, Split
 from cmi_fast.tables import text_table
 
 
@@ -73,9 +73,9 @@ class Statistics:
         return "\n\n".join(text_table(rows) for rows in (log, parts + [_cells(part) for part in self.parts]))
 
 
-def statistics(interactions: Interactions) -> Statistics:
-    """Count what a log and its day split hold. Raises InputError where the log cannot be split."""
-    split = interactions.split()
+def statistics(interactions: Interactions, by: str = "day") -> Statistics:
+    """Count what a log and its split hold. Raises InputError where the log cannot be split."""
+    split = interactions.split(by)
     plays = np.bincount(interactions.users, minlength=interactions.num_users)
     return Statistics(
         users=interactions.num_users,
@@ -86,17 +86,17 @@ def statistics(interactions: Interactions) -> Statistics:
         plays_median=float(np.median(plays)),
         plays_max=int(plays.max()),
         parts=(
-            _part("train", interactions, interactions.days < split.valid_day),
+            _part("train", interactions, split.part == TRAIN),
             _part(
                 "valid",
                 interactions,
-                interactions.days == split.valid_day,
+                split.part == VALID,
                 _target_statistics(split, split.valid, split.train),
             ),
             _part(
                 "test",
                 interactions,
-                interactions.days == split.test_day,
+                split.part == TEST,
                 _target_statistics(split, split.test, split.before_test),
             ),
         ),
@@ -125,7 +125,7 @@ def _count_distinct(rows: NDArray[np.int32]) -> int:
     return int(np.count_nonzero(np.bincount(rows)))
 
 
-def _target_statistics(split: DaySplit, targets: Histories, earlier: Histories) -> TargetStatistics:
+def _target_statistics(split: Split, targets: Histories, earlier: Histories) -> TargetStatistics:
     return TargetStatistics(
         count=len(targets.items),
         cold_share=float(np.mean(~split.catalogue[targets.items])),

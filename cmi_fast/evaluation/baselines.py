@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 
 from cmi_fast.data.histories import Histories
-from cmi_fast.data.split import DaySplit
+from cmi_fast.data.split import Split
 from cmi_fast.evaluation.metrics import CUTOFFS
 from cmi_fast.evaluation.task import EvaluationTask, popularity_order
 from cmi_fast.retrieval.largest import largest
@@ -63,7 +63,7 @@ class ItemKNN:
         return _rank(task, task.popular, lambda users: (history[users] @ similarity).toarray())
 
     @classmethod
-    def fit(cls, split: DaySplit, valid: EvaluationTask) -> ItemKNN:
+    def fit(cls, split: Split, valid: EvaluationTask) -> ItemKNN:
         """Cosine similarity on the training plays, with the number of neighbours (50, 100, 200, 500, or all
         of them where that is affordable) of best Recall@50 on ``valid``; the fewer where equal.
 
@@ -80,7 +80,7 @@ class ItemKNN:
         return max(candidates, key=lambda model: valid.evaluate(model.rank(valid))[f"recall@{LIST_LENGTH}"])
 
 
-def evaluate_baselines(split: DaySplit, valid: EvaluationTask, test: EvaluationTask) -> dict[str, dict[str, Any]]:
+def evaluate_baselines(split: Split, valid: EvaluationTask, test: EvaluationTask) -> dict[str, dict[str, Any]]:
     """``{"item_knn": {"valid": metrics, "test": metrics, "neighbours": K or "all"}, "popularity": {...},
     "recent_popularity": {...}}`` with the metrics of :func:`ranking_metrics`."""
     item_knn = ItemKNN.fit(split, valid)

@@ -25,7 +25,8 @@ def read_item_categories(path: Path, item_ids: NDArray[Any]) -> NDArray[np.int64
         InputError: the file cannot be read, a column is missing or of another type, or it knows too few of the items.
     """
     try:
-        frame = pl.read_parquet(path, glob=False) if path.suffix == ".parquet" else pl.read_csv(path, glob=False)
+        content = path.read_bytes()
+        frame = pl.read_parquet(content) if path.suffix == ".parquet" else pl.read_csv(content)
     except UNREADABLE as error:
         raise InputError(f"{path}: cannot be read: {one_line(error)}") from None
     for column in ("item_id", "category"):

@@ -9,18 +9,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cmi_fast.data.histories import Histories
-from cmi_fast.data.split import DaySplit
+from cmi_fast.data.split import Split
 from cmi_fast.evaluation.metrics import coverage, ranking_metrics
 
 RECENT_DAYS = 3
 
 POLICY: dict[str, str] = {
-    "users": "all users with at least one play on the task's day",
-    "targets": "the distinct items a user plays on that day; cold items and repeats count as misses",
-    "history": "all plays before the task's day; for the test day that includes the valid day",
+    "split": "the parts of a log: days, where it is split by day, else a user's last plays",
+    "users": "all users with at least one play in the task's part",
+    "targets": "the distinct items a user plays in that part; cold items and repeats count as misses",
+    "history": "all plays before the task's part; for test that includes valid",
     "excluded": "items of the user's history",
-    "candidates": "items with at least one play on the training days",
-    "fitted on": "training days only; the valid day chooses settings",
+    "candidates": "items with at least one training play",
+    "fitted on": "training plays only; the valid part chooses settings",
     "users without history": f"items by popularity on the last {RECENT_DAYS} training days",
     "recall": "hits among the first K / number of targets, averaged over users",
     "hitrate": "share of users with a hit among the first K",
@@ -47,11 +48,11 @@ class EvaluationTask:
     popular: NDArray[np.int64]
 
     @classmethod
-    def from_split(cls, split: DaySplit, name: Literal["valid", "test"]) -> EvaluationTask:
-        """The task of the split's valid or test day."""
+    def from_split(cls, split: Split, name: Literal["valid", "test"]) -> EvaluationTask:
+        """The task of the split's valid or test part."""
         day, before = (split.valid, split.train) if name == "valid" else (split.test, split.before_test)
         users = np.flatnonzero(day.lengths)
-        popular = popularity_order(split, split.valid_day - RECENT_DAYS)
+        popular = popularity_order(split, split.training_end - RECENT_DAYS)
         return cls(name, users, day.select(users), before.select(users), split.catalogue, popular)
 
     def with_fallback(self, ranked: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -66,7 +67,7 @@ class EvaluationTask:
         return ranking_metrics(ranked, self.targets) | coverage(ranked, int(self.catalogue.sum()))
 
 
-def popularity_order(split: DaySplit, since_day: int | None = None) -> NDArray[np.int64]:
+def popularity_order(split: Split, since_day: int | None = None) -> NDArray[np.int64]:
     """Item rows [P] of the catalogue by falling number of training plays from ``since_day`` on (None: all);
     ties by plays on all training days, then by row."""
     return order_by_plays(split.train.items, split.train_days, split.catalogue, since_day)

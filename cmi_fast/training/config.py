@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import unquote_to_bytes
 
 import pydantic
 import tomli_w
 
+from cmi_fast.data.interactions import Interactions
 from cmi_fast.errors import InputError
 
 if sys.version_info >= (3, 11):
@@ -18,13 +21,42 @@ else:
     import tomli as tomllib
 
 
+def file_name(path: Path) -> str:
+    """``path`` as text that TOML can hold: itself, or a file: address where it is no UTF-8."""
+    name = str(path.resolve())
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return path.resolve().as_uri()
+    return name
+
+
+def file_of(name: str) -> Path:
+    """The path that :func:`file_name` wrote."""
+    scheme = "file://"
+    return Path(os.fsdecode(unquote_to_bytes(name.removeprefix(scheme)))) if name.startswith(scheme) else Path(name)
+
+
 class Source(pydantic.BaseModel):
-    """The log that a run was trained on."""
+    """A log and how it is read and split, as ``Interactions.read`` and ``split`` say."""
 
     model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
 
     path: str
     where: str | None = None
+    positive: list[str] = []
+    columns: dict[str, str] = {}
+    time_zone: str = "UTC"
+    split: str = "day"
+
+    def read(self) -> Interactions:
+        return Interactions.read(
+            file_of(self.path),
+            where=self.where,
+            positive=self.positive,
+            columns=self.columns,
+            time_zone=self.time_zone,
+        )
 
 
 class Config(pydantic.BaseModel):
