@@ -189,8 +189,9 @@ def read_users(path: Path, num_items: int) -> tuple[NDArray[Any], Histories]:
     schemas = [{"user_id": dtype, "history": pl.List(pl.Int32)} for dtype in (pl.Int64, pl.String)]
     if dict(frame.schema) not in schemas:
         raise InputError(f"{path}: expected columns user_id and history, found {frame.schema}")
-    lengths = frame["history"].list.len().fill_null(0).to_numpy()
-    items = frame["history"].explode(empty_as_null=False, keep_nulls=False)
+    counts = frame["history"].list.len().fill_null(0)
+    lengths = counts.to_numpy()
+    items = frame["history"].filter(counts > 0).explode()
     if items.has_nulls() or frame["user_id"].has_nulls() or not items.is_between(0, num_items - 1).all():
         raise InputError(f"{path}: expected ids, and item rows from 0 to {num_items - 1}, found others")
     offsets = np.concatenate(([0], np.cumsum(lengths))).astype(np.int64)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import polars as pl
@@ -237,3 +239,53 @@ with atomic_path({str(target)!r}) as path:
         process.kill()
     time.sleep(0.1)
     assert target.read_text() == "old"
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 16 kB, where mounting one is allowed."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=16k", "tmpfs", str(folder)], capture_output=True, check=False
+    )
+    if mounted.returncode != 0:
+        pytest.skip("no permission to mount")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_full_disk(trained: Path, small_disk: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments in (
+        ["simulate", small_disk / "x.parquet", "--users", 2000],
+        ["recommend", trained, "--k", 100, "--out", small_disk / "lists.parquet"],
+        ["recommend", trained, "--k", 100, "--out", small_disk / "lists.csv"],
+    ):
+        code, _, err = call(capsys, *arguments)
+        assert code == 2 and "No space left on device" in err and err.count("\n") == 1, err
+        assert list(small_disk.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("config.toml", "depth = 3\n", "unknown key 'depth'"),
+        ("config.toml", "dim = [\n", "no valid TOML"),
+        ("config.toml", None, "cannot be read"),
+        ("model.safetensors", "{}", "no complete trained model"),
+        ("items.parquet", None, "cannot be read"),
+    ],
+)
+def test_a_run_of_another_version_or_without_a_file(
+    trained: Path, tmp_path: Path, name: str, content: str | None, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(trained, copy)
+    if content is None:
+        (copy / name).unlink()
+    else:
+        (copy / name).write_text(content)
+    for command in (["evaluate", copy], ["recommend", copy, "--out", tmp_path / "o.csv"]):
+        code, _, err = call(capsys, *command)
+        assert code == 2 and name in err and message in err and err.count("\n") == 1
+    assert not (tmp_path / "o.csv").exists()

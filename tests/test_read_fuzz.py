@@ -10,7 +10,7 @@ import numpy as np
 import polars as pl
 import pytest
 import scipy.sparse
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 
 from cmi_fast import Interactions
@@ -140,20 +140,24 @@ def check(folder: Path, kind: str, content: bytes, options: dict[str, object]) -
 
 FUZZ = {
     "deadline": None,
-    "derandomize": True,
     "database": None,
     "suppress_health_check": [HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 }
 
 
-@settings(max_examples=1_000, **FUZZ)
+@settings(max_examples=1_000, derandomize=True, **FUZZ)
 @given(FILES, OPTIONS)
 def test_a_thousand_files(tmp_path: Path, file: tuple[str, bytes], options: dict[str, object]) -> None:
     check(tmp_path, *file, options)
 
 
 @pytest.mark.slow
-@settings(max_examples=100_000, **FUZZ)
-@given(FILES, OPTIONS)
-def test_a_hundred_thousand_files(tmp_path: Path, file: tuple[str, bytes], options: dict[str, object]) -> None:
-    check(tmp_path, *file, options)
+@pytest.mark.parametrize("number", range(10))
+def test_a_hundred_thousand_files(tmp_path: Path, number: int) -> None:
+    @seed(number)
+    @settings(max_examples=10_000, **FUZZ)
+    @given(FILES, OPTIONS)
+    def ten_thousand(file: tuple[str, bytes], options: dict[str, object]) -> None:
+        check(tmp_path, *file, options)
+
+    ten_thousand()
