@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import sys
 from pathlib import Path
@@ -27,7 +28,10 @@ Log = Annotated[Path, typer.Argument(help="A log of plays: .parquet, .csv or .cs
 Run = Annotated[Path, typer.Argument(help="The folder that train left.", show_default=False)]
 Where = Annotated[str | None, typer.Option(help="Row filter, such as 'long_view = 1'.")]
 Data = Annotated[Path | None, typer.Option(help="Another log than the one trained on.")]
-COLUMNS = [f"{metric}@{k}" for metric in ("Recall", "HitRate") for k in (10, 20, 50)]
+TABLES = [
+    [f"{metric}@{k}" for metric in metrics for k in (10, 20, 50)]
+    for metrics in (("Recall", "HitRate"), ("NDCG", "MRR", "Coverage"))
+]
 NAMES = {
     "cmi": "CMI",
     "item_knn": "ItemKNN",
@@ -151,10 +155,10 @@ def _print_notes(notes: tuple[str, ...]) -> None:
 
 def _print_metrics(metrics: dict[str, Any]) -> None:
     systems = {metrics["model"]: metrics, **metrics["baselines"]}
-    for day in ("valid", "test"):
-        rows = [[day, *COLUMNS]]
+    for day, columns in itertools.product(("valid", "test"), TABLES):
+        rows = [[day, *columns]]
         for name, result in sorted(systems.items(), key=lambda item: list(NAMES).index(item[0])):
-            rows.append([NAMES[name], *(f"{result[day][column.lower()]:.4f}" for column in COLUMNS)])
+            rows.append([NAMES[name], *(f"{result[day][column.lower()]:.4f}" for column in columns)])
         print(f"\n{text_table(rows)}")
     if "categories" in metrics:
         agreement = metrics["categories"]

@@ -13,12 +13,12 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from cmi_fast.data import Histories, Interactions
+from cmi_fast.data import Interactions
 from cmi_fast.data.files import atomic_path
 from cmi_fast.errors import InputError
 from cmi_fast.evaluation import POLICY, EvaluationTask, evaluate_baselines
 from cmi_fast.evaluation.categories import category_agreement, read_item_categories
-from cmi_fast.recommender import Recommender, translate
+from cmi_fast.ranking import Ranker, translate, write_users
 from cmi_fast.training.config import Config, Source
 from cmi_fast.training.trainer import Progress, build_model, candidate_frequency, parse_device, train
 
@@ -70,22 +70,22 @@ def train_run(
     valid, test = (EvaluationTask.from_split(split, name) for name in ("valid", "test"))
     config = config.model_copy(update={"data": Source(path=str(data.resolve()), where=where)})
     model = build_model(config, len(catalogue), candidate_frequency(plays, len(catalogue))).to(target)
-    recommender = Recommender(model, config, catalogue, rows[valid.popular])
+    ranker = Ranker(model, config, catalogue, rows[valid.popular])
 
     progress.phase("training")
     best, epochs = train(
         model,
         plays,
         config,
-        evaluate=lambda: recommender.evaluate(valid, rows),
-        save=lambda: _save(recommender, interactions, run),
+        evaluate=lambda: ranker.evaluate(valid, rows),
+        save=lambda: _save(ranker, interactions, rows, run),
         progress=progress,
     )
     progress.phase("evaluating")
     metrics: Metrics = {
         "model": config.model,
         "valid": best.valid,
-        "test": recommender.evaluate(test, rows),
+        "test": ranker.evaluate(test, rows),
         "baselines": evaluate_baselines(split, valid, test),
         "policy": POLICY,
         "best_epoch": best.number,
@@ -100,13 +100,13 @@ def train_run(
 
 def evaluate_run(run: Path, data: Path | None = None, where: str | None = None) -> Metrics:
     """Metrics of the trained model in ``run`` and of the baselines, on its own log or on ``data``."""
-    recommender, interactions, rows = _open(run, data, where)
+    ranker, interactions, rows = _open(run, data, where)
     split = interactions.split()
     valid, test = (EvaluationTask.from_split(split, name) for name in ("valid", "test"))
     return {
-        "model": recommender.config.model,
-        "valid": recommender.evaluate(valid, rows),
-        "test": recommender.evaluate(test, rows),
+        "model": ranker.config.model,
+        "valid": ranker.evaluate(valid, rows),
+        "test": ranker.evaluate(test, rows),
         "baselines": evaluate_baselines(split, valid, test),
         "policy": POLICY,
     }
@@ -118,51 +118,34 @@ def recommend_run(run: Path, out: Path, k: int, data: Path | None = None, where:
         raise InputError(f"--out {out}: expected a name ending in .parquet or .csv")
     if out.resolve().parent == run.resolve():
         raise InputError(f"--out {out}: expected a place outside the run, whose files it might replace")
-    recommender, interactions, rows = _open(run, data, where)
-    source = data or Path(recommender.config.data.path if recommender.config.data else "")
+    ranker, interactions, rows = _open(run, data, where)
+    source = data or Path(ranker.config.data.path if ranker.config.data else "")
     if out.exists() and out.samefile(source):
         raise InputError(f"--out {out}: expected another file than the log")
     with atomic_path(out) as path:
-        frame = _recommendations(recommender, interactions, rows, min(k, len(recommender.item_ids)))
+        frame = ranker.recommend(interactions.user_ids, translate(interactions.histories(), rows), k)
         frame.write_csv(path) if out.suffix == ".csv" else frame.write_parquet(path)
     return frame
 
 
-def _recommendations(
-    recommender: Recommender, interactions: Interactions, rows: NDArray[np.int64], k: int
-) -> pl.DataFrame:
-    everything = Histories.group(interactions.users, interactions.items, interactions.num_users)
-    scores, found = recommender.recommend(translate(everything, rows), k)
-    listed = found >= 0
-    return pl.DataFrame(
-        {
-            "user_id": np.repeat(interactions.user_ids, listed.sum(1)),
-            "item_id": recommender.item_ids[found[listed]],
-            "score": scores[listed],
-            "rank": np.broadcast_to(np.arange(1, k + 1, dtype=np.int32), found.shape)[listed],
-        }
-    )
-
-
-def _save(recommender: Recommender, interactions: Interactions, run: Path) -> None:
+def _save(ranker: Ranker, interactions: Interactions, rows: NDArray[np.int64], run: Path) -> None:
     run.mkdir(parents=True, exist_ok=True)
     (run / "metrics.json").unlink(missing_ok=True)  # of an earlier run: it would describe other weights
-    with atomic_path(run / "users.parquet") as path:
-        pl.DataFrame({"user_id": interactions.user_ids}).write_parquet(path)
-    recommender.save(run)
+    write_users(run / "users.parquet", interactions.user_ids, translate(interactions.histories(), rows))
+    ranker.save(run)
 
 
-def _open(run: Path, data: Path | None, where: str | None) -> tuple[Recommender, Interactions, NDArray[np.int64]]:
+def _open(run: Path, data: Path | None, where: str | None) -> tuple[Ranker, Interactions, NDArray[np.int64]]:
     """The model, a log (its own, or ``data``), and the model's row of each item of the log."""
-    recommender = Recommender.load(run)
-    source = recommender.config.data
+    ranker = Ranker.load(run)
+    source = ranker.config.data
     if data is None and source is None:
         raise InputError(f"{run}: config.toml names no log; say which with --data")
     if data is None and source is not None:
         data, where = Path(source.path), where or source.where
     assert data is not None
     interactions = Interactions.read(data, where=where)
-    rows = recommender.encode(interactions.item_ids)
+    rows = ranker.encode(interactions.item_ids)
     if not (rows >= 0).any():
         raise InputError(f"{data}: found no item that the model in {run} knows")
-    return recommender, interactions, rows
+    return ranker, interactions, rows

@@ -69,7 +69,7 @@ def test_train_leaves_a_complete_run(trained: Path) -> None:
         "users.parquet",
     }
     metrics = json.loads((trained / "metrics.json").read_text())
-    keys = {f"{metric}@{k}" for metric in ("recall", "hitrate") for k in (10, 20, 50)}
+    keys = {f"{metric}@{k}" for metric in ("recall", "hitrate", "ndcg", "mrr", "coverage") for k in (10, 20, 50)}
     for system in (metrics, *metrics["baselines"].values()):
         for day in ("valid", "test"):
             assert set(system[day]) == keys

@@ -1,10 +1,13 @@
-"""Recall and HitRate against trec_eval and against a literal loop."""
+"""The metrics against trec_eval, scikit-learn, and a literal loop."""
+
+import math
 
 import numpy as np
 import pytest
+from sklearn.metrics import ndcg_score
 
 from cmi_fast.data.histories import Histories
-from cmi_fast.evaluation import ranking_metrics
+from cmi_fast.evaluation import coverage, ranking_metrics
 
 
 def lists_and_targets(seed, users=60, items=80, length=50):
@@ -20,12 +23,18 @@ def lists_and_targets(seed, users=60, items=80, length=50):
 def literal(ranked, targets, cutoffs):
     metrics = {}
     for cutoff in cutoffs:
-        recalls = []
+        recalls, ndcgs, reciprocals = [], [], []
         for user, row in enumerate(ranked):
             wanted = set(targets[user].tolist())
             recalls.append(len(wanted & set(row[:cutoff].tolist())) / len(wanted))
+            hits = [rank for rank, item in enumerate(row[:cutoff].tolist(), 1) if item in wanted]
+            ideal = sum(1 / math.log2(1 + rank) for rank in range(1, min(cutoff, len(wanted)) + 1))
+            ndcgs.append(sum(1 / math.log2(1 + rank) for rank in hits) / ideal)
+            reciprocals.append(1 / hits[0] if hits else 0)
         metrics[f"recall@{cutoff}"] = sum(recalls) / len(recalls)
         metrics[f"hitrate@{cutoff}"] = sum(recall > 0 for recall in recalls) / len(recalls)
+        metrics[f"ndcg@{cutoff}"] = sum(ndcgs) / len(ndcgs)
+        metrics[f"mrr@{cutoff}"] = sum(reciprocals) / len(reciprocals)
     return metrics
 
 
@@ -44,7 +53,7 @@ def test_equals_trec_eval():
         f"u{u}": {f"i{item}": float(-place) for place, item in enumerate(row) if item >= 0}
         for u, row in enumerate(ranked)
     }
-    evaluator = pytrec_eval.RelevanceEvaluator(relevant, {"recall.10,20,50", "success.10,20,50"})
+    evaluator = pytrec_eval.RelevanceEvaluator(relevant, {"recall.10,20,50", "success.10,20,50", "ndcg_cut.10,20,50"})
     measured = evaluator.evaluate(runs)
     ours = ranking_metrics(ranked, targets)
     for cutoff in (10, 20, 50):
@@ -52,14 +61,51 @@ def test_equals_trec_eval():
         recall = sum(user[f"recall_{cutoff}"] for user in measured.values()) / len(targets)
         success = sum(user[f"success_{cutoff}"] for user in measured.values()) / len(targets)
         assert ours[f"recall@{cutoff}"] == pytest.approx(recall, abs=1e-12)
+        ndcg = sum(user[f"ndcg_cut_{cutoff}"] for user in measured.values()) / len(targets)
         assert ours[f"hitrate@{cutoff}"] == pytest.approx(success, abs=1e-12)
+        assert ours[f"ndcg@{cutoff}"] == pytest.approx(ndcg, abs=1e-12)
+
+
+def test_ndcg_equals_scikit_learn():
+    ranked, targets = lists_and_targets(5)
+    relevance, scores = np.zeros((2, len(ranked), 100))
+    for user, row in enumerate(ranked):
+        relevance[user, targets[user]] = 1
+        # scikit-learn ranks all items: those not listed come last, and the targets among them very last, as misses.
+        scores[user] = -np.arange(100) - 1000 * relevance[user]
+        listed = row[row >= 0]
+        scores[user, listed] = np.arange(len(listed), 0, -1)
+    ours = ranking_metrics(ranked, targets, (1, 10, 50))
+    for cutoff in (1, 10, 50):
+        assert ours[f"ndcg@{cutoff}"] == pytest.approx(ndcg_score(relevance, scores, k=cutoff), abs=1e-12)
+
+
+def test_mrr_equals_trec_eval():
+    pytrec_eval = pytest.importorskip("pytrec_eval")
+    ranked, targets = lists_and_targets(9)
+    relevant = {f"u{u}": {f"i{item}": 1 for item in targets[u]} for u in range(len(targets))}
+    for cutoff in (10, 50):
+        runs = {
+            f"u{u}": {f"i{item}": float(-place) for place, item in enumerate(row[:cutoff]) if item >= 0}
+            for u, row in enumerate(ranked)
+        }
+        measured = pytrec_eval.RelevanceEvaluator(relevant, {"recip_rank"}).evaluate(runs)
+        mean = sum(user["recip_rank"] for user in measured.values()) / len(targets)
+        assert ranking_metrics(ranked, targets, (cutoff,))[f"mrr@{cutoff}"] == pytest.approx(mean, abs=1e-12)
+
+
+def test_coverage_by_hand():
+    ranked = np.array([[4, 2, 7], [4, 3, -1]])
+    assert coverage(ranked, 8, (1, 2, 3)) == {"coverage@1": 1 / 8, "coverage@2": 3 / 8, "coverage@3": 4 / 8}
 
 
 def test_by_hand():
     ranked = np.array([[4, 2, 7, 9], [1, 3, -1, -1]])
     targets = Histories.group(np.array([0, 0, 0, 1]), np.array([7, 4, 100, 0]), 2)
     assert ranking_metrics(ranked, targets, (1, 4)) == {
-        "recall@1": 1 / 6, "hitrate@1": 1 / 2, "recall@4": 1 / 3, "hitrate@4": 1 / 2,
+        "recall@1": 1 / 6, "hitrate@1": 1 / 2, "ndcg@1": 1 / 2, "mrr@1": 1 / 2,
+        "recall@4": 1 / 3, "hitrate@4": 1 / 2, "mrr@4": 1 / 2,
+        "ndcg@4": pytest.approx((1 + 1 / 2) / (1 + 1 / math.log2(3) + 1 / 2) / 2),
     }  # fmt: skip
 
 

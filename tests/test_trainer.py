@@ -13,7 +13,7 @@ from cmi_fast.data import Histories
 from cmi_fast.data.sampler import BatchSampler
 from cmi_fast.data.simulate import simulate
 from cmi_fast.errors import InputError
-from cmi_fast.recommender import Recommender
+from cmi_fast.ranking import Ranker
 from cmi_fast.run import train_run
 from cmi_fast.training.config import Config, load_config
 from cmi_fast.training.trainer import Progress, build_model, candidate_frequency, parse_device, to_tensors, train
@@ -82,8 +82,8 @@ def test_everything_is_on_the_models_device() -> None:
     losses = model.loss(*to_tensors(next(iter(sampler.epoch(0))), model.items.device))
     losses.total.backward()
     assert all(parameter.grad is not None and parameter.grad.is_meta for parameter in model.parameters())
-    recommender = Recommender(model, config, np.arange(40), np.arange(40))
-    assert recommender.interests(PLAYS).is_meta
+    ranker = Ranker(model, config, np.arange(40), np.arange(40))
+    assert ranker.interests(PLAYS).is_meta
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from cmi_fast.data.histories import Histories
 from cmi_fast.data.log import Log, extract
 from cmi_fast.data.plays import UNREADABLE, Source, one_line
 from cmi_fast.data.read import read_log
@@ -72,6 +73,16 @@ class Interactions:
         Raises InputError for fewer than three days, or where a part has no plays.
         """
         return split_by_day(self)
+
+    def histories(self) -> Histories:
+        """The plays of each user, in order."""
+        users = np.arange(self.num_users + 1, dtype=np.int32)
+        return Histories(np.searchsorted(self.users, users), self.items)
+
+    def subset(self, chosen: NDArray[np.bool_]) -> Interactions:
+        """The chosen plays [n], with the ids of all."""
+        plays = {name: getattr(self, name)[chosen] for name in ("users", "items", "days", "times")}
+        return replace(self, **plays)
 
     @classmethod
     def _encode(cls, log: Log) -> Interactions:

@@ -44,6 +44,12 @@ class DaySplit:
     def num_items(self) -> int:
         return len(self.catalogue)
 
+    def parts(self) -> tuple[Interactions, Interactions, Interactions]:
+        """The plays of train, valid and test, with the ids of all: what ``Recommender.fit`` and ``evaluate`` take."""
+        days = self.interactions.days
+        train, valid, test = (days < self.valid_day, days == self.valid_day, days == self.test_day)
+        return self.interactions.subset(train), self.interactions.subset(valid), self.interactions.subset(test)
+
 
 def split_by_day(interactions: Interactions) -> DaySplit:
     """Split a log at its last two calendar days.

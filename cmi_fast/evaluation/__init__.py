@@ -1,9 +1,9 @@
-"""The evaluation that all models share: one task a day, Recall and HitRate, and simple baselines."""
+"""The evaluation that all models share: one task a day, its metrics, and simple baselines."""
 
 from __future__ import annotations
 
 from cmi_fast.evaluation.baselines import evaluate_baselines
-from cmi_fast.evaluation.metrics import CUTOFFS, ranking_metrics
+from cmi_fast.evaluation.metrics import CUTOFFS, coverage, ranking_metrics
 from cmi_fast.evaluation.task import POLICY, EvaluationTask
 
-__all__ = ["CUTOFFS", "POLICY", "EvaluationTask", "evaluate_baselines", "ranking_metrics"]
+__all__ = ["CUTOFFS", "POLICY", "EvaluationTask", "coverage", "evaluate_baselines", "ranking_metrics"]

@@ -1,4 +1,4 @@
-"""Recall@K and HitRate@K of ranked lists."""
+"""Recall, HitRate, NDCG and MRR at K of ranked lists, and the share of the catalogue that they cover."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ def ranking_metrics(
 ) -> dict[str, float]:
     """``{"recall@10": ..., "hitrate@10": ..., ...}``, each a mean over the E users, in [0, 1].
 
-    Recall@K is the share of a user's targets among the first K of the list, HitRate@K whether any is.
+    Recall@K is the share of a user's targets among the first K of the list, HitRate@K whether any is. NDCG@K sums
+    1 / log2(1 + rank) over the hits among the first K, divided by that sum for the best possible list (the first
+    min(K, number of targets) ranks); MRR@K is 1 / rank of the first hit, 0 where there is none among the first K.
     A target that no list can hold (a cold item, an item seen before) is a miss like any other.
 
     Args:
@@ -34,12 +36,28 @@ def ranking_metrics(
     target_pairs = targets.users * num_items + targets.items
     hits = np.isin(users * num_items + ranked, target_pairs) & (ranked >= 0)
     found = hits.cumsum(axis=1)
+    ranks = np.arange(1, ranked.shape[1] + 1)
+    gains = 1 / np.log2(1 + ranks)
+    gained, best = (hits * gains).cumsum(axis=1), gains.cumsum()
+    first_hit = np.where(hits.any(axis=1), hits.argmax(axis=1) + 1, np.inf)
     metrics = {}
     for cutoff in cutoffs:
         at_cutoff = found[:, cutoff - 1]
         metrics[f"recall@{cutoff}"] = float(np.mean(at_cutoff / targets.lengths))
         metrics[f"hitrate@{cutoff}"] = float(np.mean(at_cutoff > 0))
+        ideal = best[np.minimum(targets.lengths, cutoff) - 1]
+        metrics[f"ndcg@{cutoff}"] = float(np.mean(gained[:, cutoff - 1] / ideal))
+        metrics[f"mrr@{cutoff}"] = float(np.mean(np.where(first_hit <= cutoff, 1 / first_hit, 0)))
     return metrics
+
+
+def coverage(ranked: NDArray[np.integer], num_items: int, cutoffs: Sequence[int] = CUTOFFS) -> dict[str, float]:
+    """``{"coverage@10": ..., ...}``: the share of ``num_items`` that is among the first K of any list.
+
+    ranked: as in :func:`ranking_metrics`.
+    """
+    shown = {cutoff: np.unique(ranked[:, :cutoff]) for cutoff in cutoffs}
+    return {f"coverage@{cutoff}": float((items >= 0).sum() / num_items) for cutoff, items in shown.items()}
 
 
 def _check(ranked: NDArray[np.integer], targets: Histories, cutoffs: Sequence[int]) -> None:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from cmi_fast.data.histories import Histories
 from cmi_fast.data.split import DaySplit
-from cmi_fast.evaluation.metrics import CUTOFFS, ranking_metrics
+from cmi_fast.evaluation.metrics import coverage, ranking_metrics
 
 RECENT_DAYS = 3
 
@@ -24,6 +24,9 @@ POLICY: dict[str, str] = {
     "users without history": f"items by popularity on the last {RECENT_DAYS} training days",
     "recall": "hits among the first K / number of targets, averaged over users",
     "hitrate": "share of users with a hit among the first K",
+    "ndcg": "sum of 1 / log2(1 + rank) over hits among the first K / that of the best list, averaged over users",
+    "mrr": "1 / rank of the first hit, 0 where it is not among the first K, averaged over users",
+    "coverage": "share of the candidates that are among the first K of any user",
 }
 
 
@@ -58,17 +61,22 @@ class EvaluationTask:
         return np.where(self.history.lengths[:, None] == 0, popular, ranked)
 
     def evaluate(self, ranked: NDArray[np.int64]) -> dict[str, float]:
-        """Recall and HitRate of the item rows ``ranked`` [E, >= 50] under :data:`POLICY`."""
-        return ranking_metrics(self.with_fallback(ranked), self.targets, CUTOFFS)
+        """Metrics of the item rows ``ranked`` [E, >= 50] under :data:`POLICY`."""
+        ranked = self.with_fallback(ranked)
+        return ranking_metrics(ranked, self.targets) | coverage(ranked, int(self.catalogue.sum()))
 
 
 def popularity_order(split: DaySplit, since_day: int | None = None) -> NDArray[np.int64]:
     """Item rows [P] of the catalogue by falling number of training plays from ``since_day`` on (None: all);
     ties by plays on all training days, then by row."""
-    items = split.train.items
-    total = np.bincount(items, minlength=split.num_items)
-    if since_day is not None:
-        items = items[split.train_days >= since_day]
-    recent = np.bincount(items, minlength=split.num_items)
+    return order_by_plays(split.train.items, split.train_days, split.catalogue, since_day)
+
+
+def order_by_plays(
+    items: NDArray[np.int32], days: NDArray[np.int32], catalogue: NDArray[np.bool_], since_day: int | None = None
+) -> NDArray[np.int64]:
+    """:func:`popularity_order` of plays [n] of ``items`` on ``days``, among the items of ``catalogue`` [V]."""
+    total = np.bincount(items, minlength=len(catalogue))
+    recent = total if since_day is None else np.bincount(items[days >= since_day], minlength=len(catalogue))
     order = np.lexsort((-total, -recent))  # stable: the last tie falls to the smaller row
-    return order[split.catalogue[order]]
+    return order[catalogue[order]]

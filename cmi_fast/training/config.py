@@ -79,6 +79,11 @@ def load_config(path: Path | None = None, settings: Sequence[str] = ()) -> Confi
     return _validate(values, "--set")
 
 
+def make_config(**settings: Any) -> Config:
+    """Defaults, overridden by keyword. Raises InputError for an unknown key or a value out of range."""
+    return _validate(settings, "settings")
+
+
 def _read_toml(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))

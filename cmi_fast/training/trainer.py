@@ -92,7 +92,8 @@ def train(
 
     Args:
         plays: the training plays of each user, as rows of the model's item table.
-        evaluate: metrics of the valid day for the model as it is; the best ``recall@50`` wins.
+        evaluate: metrics of the valid day for the model as it is; the best ``recall@50`` wins. Without metrics (an
+            empty dict) there is nothing to choose by: every epoch is run, and the last is the best.
         save: called whenever an epoch is the best so far.
 
     Raises:
@@ -130,7 +131,7 @@ def train(
         model.eval()
         epoch = Epoch(number, {name: value / steps for name, value in sums.items()}, evaluate(), seconds)
         epochs.append(epoch)
-        better = best is None or epoch.valid[SELECTED_BY] > best.valid[SELECTED_BY]
+        better = best is None or not epoch.valid or epoch.valid[SELECTED_BY] > best.valid[SELECTED_BY]
         if better:
             best = epoch
             weights = {name: value.clone() for name, value in model.state_dict().items()}
