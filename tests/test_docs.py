@@ -30,7 +30,7 @@ def test_the_tutorial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: p
     lists = names["lists"]
     assert isinstance(lists, pl.DataFrame) and lists.columns == ["user_id", "item_id", "score", "rank"]
     assert len(lists) == 10
-    commands = re.findall(r"```sh\n(.*?)```", TUTORIAL, re.DOTALL)[0].strip().splitlines()
+    commands = re.findall(r"```sh\n(.*?)```", TUTORIAL, re.DOTALL)[0].replace("\\\n", "").strip().splitlines()
     assert len(commands) == 4
     for command in commands:
         code, _, err = call(capsys, *shlex.split(command)[1:])
