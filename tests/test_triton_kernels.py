@@ -58,7 +58,7 @@ def large_tiles(monkeypatch: pytest.MonkeyPatch, tile: tuple[int, int] | None) -
     if tile is not None:
         from cmi_fast.triton import nt_xent_loss as kernels
 
-        monkeypatch.setattr(kernels, "_tile_and_warps", lambda *_: ((*tile, 64), 4))
+        monkeypatch.setattr(kernels, "_tiles_and_warps", lambda *_: [((*tile, 64), 4)])
 
 
 @pytest.mark.parametrize("temperature", [0.1, 0.005], ids=["shared-shift", "running-maximum"])
