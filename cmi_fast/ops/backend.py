@@ -35,9 +35,10 @@ def choose_backend(
         return backend
     if _native.environment_error is not None:
         raise ValueError(_native.environment_error)
-    if backend == "cuda" or (backend == "cpu" and not cpu):
+    has_triton = hasattr(torch.ops.cmi_fast_triton, operator)
+    if backend == "cuda" or (backend == "cpu" and not cpu) or (backend == "triton" and not has_triton):
         raise ValueError(f"backend: {operator} has no {backend!r} kernel in this version; use 'auto' or 'reference'")
-    if backend == "triton" or (backend == "auto" and tensor.is_cuda and triton.is_automatic()):
+    if backend == "triton" or (backend == "auto" and has_triton and tensor.is_cuda and triton.is_automatic()):
         return _choose_triton(backend, operator, tensor)
     obstacle = unsupported
     if not _native.available:

@@ -12,7 +12,7 @@ from cmi_fast.triton.rows import as_pointer, unit_rows_backward, unwanted
 from cmi_fast.triton.tuning import run_tuned
 
 BLOCK_ITEMS = 16
-SIZES_TO_TRY = ((16, 2), (16, 4), (16, 8), (32, 4), (32, 8))  # items and warps that autotuning tries
+SIZES_TO_TRY = ((16, 4), (16, 8), (32, 8))  # items and warps that autotuning tries
 LARGEST_SUMS = 4096  # numbers of a program's [V * m, d] matrix that it can keep in registers
 
 
