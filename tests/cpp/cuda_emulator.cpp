@@ -22,9 +22,11 @@ struct Copy {
   bool valid;
 };
 
+constexpr size_t STACK_BYTES = 128 * 1024;
+
 struct Fiber {
   ucontext_t context;
-  std::vector<char> stack;
+  std::unique_ptr<char[]> stack{new char[STACK_BYTES]};
   Place place;
   bool finished = false;
   Meeting waits_at = Meeting::none;
@@ -83,6 +85,10 @@ T& argument(Fiber* const* lanes, int lane) {
   return *static_cast<T*>(lanes[lane]->argument);
 }
 
+void check_aligned(const void* address) {
+  if (reinterpret_cast<uintptr_t>(address) % 16 != 0) check(false, "cp.async and ldmatrix: addresses are aligned");
+}
+
 void exchange(Fiber* const* lanes) {
   for (int lane = 0; lane < LANES; ++lane)
     argument<Shuffle>(lanes, lane).result = argument<Shuffle>(lanes, lane ^ argument<Shuffle>(lanes, lane).mask).x;
@@ -93,7 +99,7 @@ void load(Fiber* const* lanes, bool transposed) {
     uint16_t m[8][8];
     for (int row = 0; row < 8; ++row) {
       const uint16_t* const from = argument<Matrices>(lanes, matrix * 8 + row).row;
-      check(reinterpret_cast<uintptr_t>(from) % 16 == 0, "ldmatrix: rows are aligned");
+      check_aligned(from);
       for (int column = 0; column < 8; ++column) m[row][column] = from[column];
     }
     for (int lane = 0; lane < LANES; ++lane) {
@@ -143,10 +149,10 @@ bool release(const std::vector<Fiber*>& threads) {
 
 void prepare(Fiber& fiber, Place place) {
   fiber.place = place;
-  fiber.stack.resize(256 * 1024);
+  fiber.finished = false;
   getcontext(&fiber.context);
-  fiber.context.uc_stack.ss_sp = fiber.stack.data();
-  fiber.context.uc_stack.ss_size = fiber.stack.size();
+  fiber.context.uc_stack.ss_sp = fiber.stack.get();
+  fiber.context.uc_stack.ss_size = STACK_BYTES;
   fiber.context.uc_link = nullptr;
   makecontext(&fiber.context, start, 0);
 }
@@ -187,18 +193,18 @@ double rounded(double x, int mantissa, int least) {
 }  // namespace
 
 void run_grid(Grid grid, int threads, bool descending, const std::function<void(Place)>& body) {
+  Block here;
+  here.body = &body;
+  for (int thread = 0; thread < threads; ++thread) here.fibers.push_back(std::make_unique<Fiber>());
+  block = &here;
   for (int b = 0; b < grid.x * grid.y * grid.z; ++b) {
-    Block here;
-    here.body = &body;
-    block = &here;
-    for (int thread = 0; thread < threads; ++thread) {
-      here.fibers.push_back(std::make_unique<Fiber>());
-      prepare(*here.fibers.back(), {thread, b % grid.x, b / grid.x % grid.y, b / grid.x / grid.y});
-    }
+    for (int thread = 0; thread < threads; ++thread)
+      prepare(*here.fibers[thread], {thread, b % grid.x, b / grid.x % grid.y, b / grid.x / grid.y});
     run_block(threads, descending);
-    for (const auto& fiber : here.fibers) check(fiber->copies.empty(), "all copies have been waited for");
-    block = nullptr;
+    for (const auto& fiber : here.fibers)
+      if (!fiber->copies.empty()) check(false, "all copies have been waited for");
   }
+  block = nullptr;
 }
 
 void sync_threads() { meet(Meeting::threads); }
@@ -211,8 +217,8 @@ float shuffle_xor(float x, int mask) {
 }
 
 void copy_async(void* shared, const void* global, bool valid) {
-  check(reinterpret_cast<uintptr_t>(shared) % 16 == 0 && reinterpret_cast<uintptr_t>(global) % 16 == 0,
-        "cp.async: addresses are aligned");
+  check_aligned(shared);
+  check_aligned(global);
   block->current->copies.push_back({shared, global, valid});
 }
 
