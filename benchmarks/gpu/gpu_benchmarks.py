@@ -20,6 +20,7 @@ from measure import Ceilings, Report, Run, _row, assert_equal, call_with, copy_b
 from torch import Tensor
 
 import cmi_fast
+from cmi_fast import _native
 from cmi_fast.functional import (
     interest_softmax_loss,
     item_soft_assignment_pool,
@@ -190,7 +191,7 @@ def compile_(function: Callable[..., Any]) -> Callable[..., Any]:
 def variants(
     ours: Callable[..., Tensor], eager: Callable[..., Tensor], inputs: Sequence[Tensor], *, fits: bool, compiled: bool
 ) -> dict[str, Run]:
-    """Forward and backward of ours, and of eager and compiled PyTorch where they fit."""
+    """Forward and backward of ours, and of eager and compiled PyTorch where they fit; eager comes first of them."""
     cotangent = torch.ones_like(ours(*inputs))
     runs = {"cmi_fast": call_with(ours, inputs, cotangent)}
     if fits:
@@ -198,6 +199,12 @@ def variants(
         if compiled:
             runs["torch.compile"] = call_with(compile_(eager), inputs, cotangent)
     return runs
+
+
+def add_cuda(runs: dict[str, Run], ours: Callable[..., Tensor], inputs: Sequence[Tensor]) -> None:
+    """The same in CUDA C++ beside Triton's, where it is built."""
+    if _native.cuda_obstacle is None:
+        runs["cmi_fast, CUDA C++"] = call_with(ours, inputs, torch.ones((), device=inputs[0].device))
 
 
 def leaf(*shape: int, device: torch.device, dtype: torch.dtype) -> Tensor:
@@ -225,10 +232,13 @@ def contrast(report: GpuReport, batch: int, dtype: torch.dtype, backend: str, co
             chunked, (first, second), torch.ones((), device=report.device)
         )
     fits = 4 * (2 * pairs) ** 2 <= EAGER_BYTES
+    ours = partial(nt_xent_loss, backend=backend)
+    runs = variants(ours, eager, (first, second), fits=fits, compiled=compiled)
+    add_cuda(runs, partial(nt_xent_loss, backend="cuda"), (first, second))
     report.compare_here(
         "nt_xent_loss",
         f"|B|={batch} {str(dtype)[6:]}",
-        variants(partial(nt_xent_loss, backend=backend), eager, (first, second), fits=fits, compiled=compiled),
+        runs,
         yardsticks=yardsticks,
         tolerance=TOLERANCES[dtype],
         flops=6 * (2 * pairs) ** 2 * d,  # forward 2 n^2 d, backward's row pass 4 n^2 d
@@ -255,6 +265,7 @@ def contrast_cross_view(report: GpuReport, batch: int, dtype: torch.dtype, backe
     ours = partial(nt_xent_loss, negatives="cross_view", backend=backend)
     fits = 4 * pairs**2 <= EAGER_BYTES
     runs = variants(ours, eager, (first, second), fits=fits, compiled=compiled)
+    add_cuda(runs, partial(nt_xent_loss, negatives="cross_view", backend="cuda"), (first, second))
     if importlib.util.find_spec("inf_cl"):
         runs["Inf-CL"] = call_with(inf_cl, (first, second), torch.ones((), device=report.device))
     report.compare_here(

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # On a machine with an NVIDIA GPU and a CUDA build of torch: builds, runs the operators' tests on CUDA, the benchmarks,
-# and then the whole test suite on the CPU. Leaves benchmarks/results/gpu.json and gpu.md. Arguments go to the
+# then the whole test suite on the CPU, and the CUDA kernels' tests under compute-sanitizer. Leaves benchmarks/results/gpu.json and gpu.md. Arguments go to the
 # benchmarks; --rehearse runs the same lines where no GPU is, on the installed package, and only collects the tests.
 #
 # PYTHON names the Python that has torch. What the package and its tests need besides is taken from there too, or
@@ -34,3 +34,12 @@ operators=(tests/test_nt_xent_loss.py tests/test_soft_assignment_pool.py tests/t
 PYTHONPATH="benchmarks${PYTHONPATH:+:$PYTHONPATH}" "$python" benchmarks/gpu/gpu_benchmarks.py "$@"
 
 "$python" -m pytest -q "${collect[@]}"
+
+# The CUDA C++ kernels alone: what torch's own read is not ours to judge. Freed memory is not kept, lest errors hide in it.
+sanitizer=$(command -v compute-sanitizer || echo /usr/local/cuda/bin/compute-sanitizer)
+if [ ! "$rehearse" ] && [ -x "$sanitizer" ] && [ -e cmi_fast/libcmi_fast_cuda.so ]; then
+  for tool in memcheck racecheck initcheck; do
+    PYTORCH_NO_CUDA_MEMORY_CACHING=1 "$sanitizer" --tool "$tool" --error-exitcode 1 --kernel-regex kns=cmi_fast \
+      "$python" -m pytest -q --device cuda tests/test_nt_xent_loss.py -k 'cuda and not properties'
+  done
+fi

@@ -157,29 +157,33 @@ void prepare(Fiber& fiber, Place place) {
   makecontext(&fiber.context, start, 0);
 }
 
-void run_block(int threads, bool descending) {
-  while (true) {
-    bool all_finished = true;
-    for (int i = 0; i < threads; ++i) {
-      Fiber& fiber = *block->fibers[descending ? threads - 1 - i : i];
+// Runs a warp until all of its lanes have finished or wait for the rest of the block.
+void run_warp(const std::vector<Fiber*>& warp, bool descending) {
+  do {
+    for (int i = 0; i < LANES; ++i) {
+      Fiber& fiber = *warp[descending ? LANES - 1 - i : i];
       if (fiber.finished || fiber.waits_at != Meeting::none) continue;
       block->current = &fiber;
       swapcontext(&block->scheduler, &fiber.context);
     }
-    std::vector<Fiber*> everybody;
-    bool released = false;
-    for (int first = 0; first < threads; first += LANES) {
-      std::vector<Fiber*> warp;
-      for (int i = first; i < first + LANES; ++i) warp.push_back(block->fibers[i].get());
-      everybody.insert(everybody.end(), warp.begin(), warp.end());
-      if (warp[0]->waits_at != Meeting::threads) released |= release(warp);
+  } while (warp[0]->waits_at != Meeting::threads && release(warp));
+}
+
+// One warp after the other, as far apart as they can get: what a barrier is missing for shows.
+void run_block(int threads, bool descending) {
+  std::vector<Fiber*> everybody;
+  for (int thread = 0; thread < threads; ++thread) everybody.push_back(block->fibers[thread].get());
+  const int warps = threads / LANES;
+  do {
+    for (int i = 0; i < warps; ++i) {
+      const auto first = everybody.begin() + (descending ? warps - 1 - i : i) * LANES;
+      run_warp({first, first + LANES}, descending);
     }
-    for (const Fiber* fiber : everybody) all_finished &= fiber->finished;
-    if (all_finished) return;
-    if (!released && !release(everybody)) {
-      check(false, "threads of a block do not meet");
-      std::abort();  // they would wait forever
-    }
+  } while (release(everybody));
+  for (const Fiber* fiber : everybody) {
+    if (fiber->finished) continue;
+    check(false, "threads of a block do not meet");
+    std::abort();  // they would wait forever
   }
 }
 

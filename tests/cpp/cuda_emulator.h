@@ -12,8 +12,8 @@
 
 namespace cmi_fast::cuda {
 
-// Runs body(place) for each thread of each block of the grid, a block's threads in either order between two barriers:
-// a missing barrier shows as another result, and threads that do not meet fail the test.
+// Runs body(place) for each thread of each block of the grid, a block's warps one after the other between two barriers,
+// in either order: a missing barrier shows as another result, and threads that do not meet fail the test.
 void run_grid(Grid grid, int threads, bool descending, const std::function<void(Place)>& body);
 
 void sync_threads();

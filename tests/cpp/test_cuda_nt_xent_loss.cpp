@@ -73,8 +73,42 @@ void test_order(const NtXentCase& c) {
         "CUDA " + ELEMENT<T>.name + " " + c.name() + "in whatever order threads run");
 }
 
+// A zero row counts as the zero vector, and norms neither overflow nor underflow.
+template <class T>
+void test_norms() {
+  const NtXentCase c{20, 17, 0.1, false, true, true};
+  NtXentInputs<T> inputs(c);
+  std::fill_n(inputs.second.begin() + 13 * c.d, c.d, T{});
+  const NtXentExact exact = nt_xent_term_by_term(c, inputs);
+  const int exponent = std::is_same_v<T, Half> ? 0 : 90;
+  const auto scale = [&](std::vector<T>& rows, int sign) {
+    for (T& x : rows) x = from_double<T>(std::ldexp(to_double(x), sign * exponent));
+  };
+  scale(inputs.first, 1);
+  scale(inputs.second, -1);
+  auto ours = run_emulated(c, inputs, false, false);
+  scale(ours.first, 1);
+  scale(ours.second, -1);
+  check_nt_xent(ours, exact, "CUDA " + ELEMENT<T>.name + " norms: ");
+}
+
+// One NaN reaches everybody whose negative it is, whatever the shift.
+template <class T>
+void test_nan() {
+  for (const double temperature : {0.1, 0.005}) {
+    const NtXentCase c{20, 17, temperature, false, true, true};
+    NtXentInputs<T> inputs(c);
+    inputs.second[15 * c.d + 3] = ELEMENT<T>.nan;
+    const auto ours = run_emulated(c, inputs, false, false);
+    for (const float loss : ours.losses) check(std::isnan(loss), "CUDA " + ELEMENT<T>.name + " NaN in, NaN out");
+    for (const T x : ours.first) check(std::isnan(to_double(x)), "CUDA " + ELEMENT<T>.name + " NaN in, NaN gradient");
+  }
+}
+
 template <class T>
 void test_type() {
+  test_norms<T>();
+  test_nan<T>();
   // A tile has 64 rows, a chunk 64 dimensions or 32: their edges, the views' edge in a tile, several of both.
   for (const int64_t pairs : {1, 2, 31, 32, 33, 64, 65})
     for (const bool cross_view : {false, true}) test_case<T>({pairs, 5, 0.1, cross_view, true, true});
