@@ -52,6 +52,7 @@ class CMakeBuild(build_ext):
             "Ninja",
             f"-DTORCH_DIR={Path(torch.origin).parent}",
             f"-DCMAKE_INSTALL_PREFIX={target}",
+            f"-DCMI_FAST_CUDA={os.environ.get('CMI_FAST_CUDA', 'AUTO')}",
         ]
         subprocess.run([*cmake, *configure], check=True)
         subprocess.run([*cmake, "--build", build, "--target", "install"], check=True)

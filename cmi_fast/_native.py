@@ -20,7 +20,24 @@ def _load() -> bool:
     return True
 
 
+def _load_cuda() -> str | None:
+    """Load the CUDA kernels, a library of their own; what stands in the way, or None."""
+    if not available:
+        return "the package was installed without compiled operators"
+    if torch.version.cuda is None:
+        return f"torch {torch.__version__} is built without CUDA"
+    library = Path(__file__).with_name("libcmi_fast_cuda.so")
+    if not library.exists():
+        return "the package was installed without CUDA kernels, which takes nvcc"
+    try:
+        torch.ops.load_library(library)
+    except OSError as error:  # nobody has asked for them yet
+        return f"the CUDA kernels cannot be loaded: {error}"
+    return None
+
+
 available = _load()
+cuda_obstacle = _load_cuda()
 
 
 def isa_levels() -> list[str]:
@@ -65,4 +82,5 @@ def build_info() -> dict[str, Any]:
         "isa_supported": isa_levels(),
         "threads": torch.get_num_threads(),
         "cuda": torch.version.cuda,
+        "cuda_kernels": cuda_obstacle is None,
     }

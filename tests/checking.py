@@ -18,6 +18,8 @@ from cmi_fast.reference.rows import accumulation_type
 has_triton = triton.obstacle(torch.empty(0)) is None
 has_cpu = _native.available and torch.empty(0).is_cpu  # not under --device cuda
 BACKENDS = ["reference"] + (["cpu"] if has_cpu else []) + (["triton"] if has_triton else [])
+# Operators with CUDA kernels, on a GPU.
+WITH_CUDA = [*BACKENDS, "cuda"] if _native.cuda_obstacle is None and torch.empty(0).is_cuda else BACKENDS
 needs_native = pytest.mark.skipif(not has_cpu, reason="no compiled operators for this device")
 needs_triton = pytest.mark.skipif(not has_triton, reason="Triton is not installed")
 

@@ -12,11 +12,11 @@ from cmi_fast import _native
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call() -> Generator[None, object, object]:
-    """Triton takes float64 in its interpreter alone, so on a GPU tests of that type have nothing to test."""
+    """The kernels for GPUs take float64 in Triton's interpreter alone, so on a GPU such tests have nothing to test."""
     try:
         return (yield)
     except ValueError as error:
-        if torch.empty(0).is_cuda and "'triton': it has no kernel for torch.float64" in str(error):
+        if torch.empty(0).is_cuda and "': it has no kernel for torch.float64" in str(error):
             pytest.skip("float64 on a GPU")
         raise
 

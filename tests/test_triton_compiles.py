@@ -14,18 +14,18 @@ from checking import needs_triton
 pytestmark = needs_triton
 
 KERNELS = {
-    "rows._unit_rows_backward_kernel",
-    "nt_xent_loss._panel_kernel",
-    "nt_xent_loss._forward_kernel",
-    "nt_xent_loss._anchor_weight_kernel",
-    "nt_xent_loss._gradient_kernel",
-    "soft_assignment_pool._forward_kernel",
-    "soft_assignment_pool._backward_kernel",
-    "item_soft_assignment_pool._sum_by_id_kernel",
-    "interest_softmax_loss._forward_kernel",
-    "interest_softmax_loss._weight_kernel",
-    "interest_softmax_loss._user_gradient_kernel",
-    "interest_softmax_loss._candidate_gradient_kernel",
+    "rows.unit_rows_backward_kernel",
+    "nt_xent_loss.panel_kernel",
+    "nt_xent_loss.forward_kernel",
+    "nt_xent_loss.anchor_weight_kernel",
+    "nt_xent_loss.gradient_kernel",
+    "soft_assignment_pool.forward_kernel",
+    "soft_assignment_pool.backward_kernel",
+    "item_soft_assignment_pool.sum_by_id_kernel",
+    "interest_softmax_loss.forward_kernel",
+    "interest_softmax_loss.weight_kernel",
+    "interest_softmax_loss.user_gradient_kernel",
+    "interest_softmax_loss.candidate_gradient_kernel",
 }
 
 
@@ -49,7 +49,7 @@ def test_kernels_compile(tmp_path: Path, capability: int, dtype: str, matrix: st
     for kernel in compiled:
         assert kernel["shared"] <= 99 * 1024, kernel  # what the smallest of these GPUs gives one block
         assert kernel["stack"] <= 64, kernel  # registers that did not fit: a few are no harm
-        if kernel["kernel"] == "nt_xent_loss._gradient_kernel" and matrix is not None:
+        if kernel["kernel"] == "nt_xent_loss.gradient_kernel" and matrix is not None:
             assert kernel["matrix"], kernel
     if matrix is not None:
         assert any(matrix in kernel["matrix"] for kernel in compiled)

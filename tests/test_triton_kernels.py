@@ -17,6 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from cmi_fast import reference, triton
 from cmi_fast.functional import (
+    gru,
     interest_softmax_loss,
     item_soft_assignment_pool,
     nt_xent_loss,
@@ -58,7 +59,7 @@ def large_tiles(monkeypatch: pytest.MonkeyPatch, tile: tuple[int, int] | None) -
     if tile is not None:
         from cmi_fast.triton import nt_xent_loss as kernels
 
-        monkeypatch.setattr(kernels, "_tile_and_warps", lambda *_: ((*tile, 64), 4))
+        monkeypatch.setattr(kernels, "_tiles_and_warps", lambda *_: [((*tile, 64), 4)])
 
 
 @pytest.mark.parametrize("temperature", [0.1, 0.005], ids=["shared-shift", "running-maximum"])
@@ -312,6 +313,7 @@ def test_tensors_on_cuda_take_triton_once_it_has_passed_on_a_gpu(monkeypatch: py
                 rows = torch.empty(2, device="cuda", dtype=dtype)
                 assert choose_backend("auto", "nt_xent_loss", rows) == automatic
                 assert choose_backend("triton", "nt_xent_loss", rows) == "triton"
+        assert choose_backend("auto", "gru", rows) == "reference"  # it has no Triton kernel
         wide = torch.empty(2, device="cuda", dtype=torch.float64)
         assert choose_backend("auto", "nt_xent_loss", wide) == "reference"
         with pytest.raises(ValueError, match=r"cannot run on 'triton': it has no kernel for torch\.float64"):
@@ -339,6 +341,12 @@ def test_says_why_it_cannot_run(environment: dict[str, str], setup: str, message
         check=False,
     )
     assert f"ValueError: backend: nt_xent_loss cannot run on 'triton': {message}" in done.stderr
+
+
+def test_an_operator_without_a_kernel_says_so() -> None:
+    items, weight = torch.randn(2, 3, 4), torch.randn(12, 4)
+    with pytest.raises(ValueError, match="gru has no 'triton' kernel"):
+        gru(items, weight, weight, backend="triton")
 
 
 def test_transforms_are_refused() -> None:

@@ -1,12 +1,15 @@
 """Every operator and CMI's training step on a GPU, against PyTorch written well: eager, compiled, as a CUDA graph.
 
-``run.sh`` beside this file runs it. On the CPU, with tiny sizes, it is a test of itself and measures nothing.
+``run.sh`` beside this file runs it. ``--rehearse`` runs everything on the CPU, in Triton's interpreter and at tiny
+sizes: a test of itself that measures nothing.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +20,7 @@ from measure import Ceilings, Report, Run, _row, assert_equal, call_with, copy_b
 from torch import Tensor
 
 import cmi_fast
+from cmi_fast import _native
 from cmi_fast.functional import (
     interest_softmax_loss,
     item_soft_assignment_pool,
@@ -26,18 +30,33 @@ from cmi_fast.functional import (
 from cmi_fast.models.cmi import CMI
 
 BATCHES = (256, 1024, 4096, 16384, 65536)
-M, D, LENGTH, MEAN_LENGTH, CATALOGUE = 8, 64, 100, 58, 77_557
 # Eager's own errors are the larger ones: it rounds scores to bfloat16, which the exponential magnifies.
 TOLERANCES = {torch.float32: 1e-4, torch.bfloat16: 1e-1}
-EAGER_BYTES = 40 * 2**30  # what one intermediate of eager may take; beyond, it is left out
+EAGER_BYTES = 20 * 2**30  # what one intermediate of eager may take; beyond, it is left out
+ROUNDS, SECONDS = 20, 10  # of a case: fewer rounds where they would take longer than that, but at least 3
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Of a batch, beside the number of users: the paper's, and WeChat's catalogue."""
+
+    m: int = 8
+    d: int = 64
+    length: int = 100
+    mean_length: int = 58
+    catalogue: int = 77_557
+
+
+REHEARSAL = Sizes(m=2, d=8, length=6, mean_length=4, catalogue=30)
 
 
 class GpuReport(Report):
     """Times by CUDA events, memory by the allocator's peak; ceilings measured in the same run."""
 
-    def __init__(self, device: torch.device, rounds: int = 20) -> None:
+    def __init__(self, device: torch.device, sizes: Sizes, rounds: int = ROUNDS) -> None:
         super().__init__(timed=True)
         self.device = device
+        self.sizes = sizes
         self.rounds = rounds
 
     def compare_here(
@@ -54,21 +73,43 @@ class GpuReport(Report):
         """As ``compare``; ``yardsticks`` compute something else of the same size, and are not compared."""
         ours, *others = variants
         expected = variants[ours]()
-        for name in others:
-            assert_equal(variants[name](), expected, tolerance, f"{operator} {case}: {name} against {ours}")
+        runs = {ours: variants[ours]}
+
+        def add(name: str, run: Run, graph: bool = False) -> bool:
+            """Whether the run fits this GPU's memory."""
+            try:
+                if graph:
+                    run = graphed(run)
+                if name in others:
+                    assert_equal(run(), expected, tolerance, f"{operator} {case}: {name} against {ours}")
+                self.seconds(run)
+            except torch.OutOfMemoryError:
+                print(f"{operator:28}{case:36}{name:32}    out of memory", flush=True)
+                torch.cuda.empty_cache()
+                return False
+            runs[name] = run
+            return True
+
+        added = [name for name in others if add(name, variants[name])]
         if self.device.type == "cuda":
-            variants = {**variants, **{f"{name}, CUDA graph": graphed(variants[name]) for name in (ours, *others[:1])}}
-        variants = {**variants, **(yardsticks or {})}
-        times: dict[str, list[float]] = {name: [] for name in variants}
-        for _ in range(self.rounds + 3):
-            for name, run in variants.items():
-                times[name].append(self.seconds(run))
-        for name, run in variants.items():
+            for name in (ours, *added[:1]):
+                add(f"{name}, CUDA graph", variants[name], graph=True)
+        for name, run in (yardsticks or {}).items():
+            add(name, run)
+        times = self.times(runs)
+        for name, run in runs.items():
             memory = self.extra_memory(run)
-            timed = times[name][3:], times[ours][3:]
-            row = _row(operator, case, name, *timed, flops, traffic, memory, self.ceilings, "bfloat16" in case)
+            of_peak = flops, traffic, memory, self.ceilings, "bfloat16" in case
+            row = _row(operator, case, name, times[name], times[ours], *of_peak)
             self.rows.append(row)
             print(f"{operator:28}{case:36}{name:32}{row.median_ms:10.3f} ms", flush=True)
+
+    def times(self, runs: dict[str, Run]) -> dict[str, list[float]]:
+        """Seconds of each run, round by round."""
+        warm = sum(min(self.seconds(run) for _ in range(2)) for run in runs.values())
+        rounds = max(min(3, self.rounds), min(self.rounds, int(SECONDS / warm)))
+        rows = [[self.seconds(run) for run in runs.values()] for _ in range(rounds)]
+        return {name: [row[i] for row in rows] for i, name in enumerate(runs)}
 
     def seconds(self, run: Run) -> float:
         if self.device.type != "cuda":
@@ -142,17 +183,28 @@ def graphed(run: Run) -> Run:
     return replay
 
 
+def compile_(function: Callable[..., Any]) -> Callable[..., Any]:
+    """``function`` compiled; in a rehearsal only traced, which takes seconds less."""
+    return torch.compile(function, backend="inductor" if torch.cuda.is_available() else "aot_eager")
+
+
 def variants(
     ours: Callable[..., Tensor], eager: Callable[..., Tensor], inputs: Sequence[Tensor], *, fits: bool, compiled: bool
 ) -> dict[str, Run]:
-    """Forward and backward of ours, and of eager and compiled PyTorch where they fit."""
+    """Forward and backward of ours, and of eager and compiled PyTorch where they fit; eager comes first of them."""
     cotangent = torch.ones_like(ours(*inputs))
     runs = {"cmi_fast": call_with(ours, inputs, cotangent)}
     if fits:
         runs["eager"] = call_with(eager, inputs, cotangent)
         if compiled:
-            runs["torch.compile"] = call_with(torch.compile(eager), inputs, cotangent)
+            runs["torch.compile"] = call_with(compile_(eager), inputs, cotangent)
     return runs
+
+
+def add_cuda(runs: dict[str, Run], ours: Callable[..., Tensor], inputs: Sequence[Tensor]) -> None:
+    """The same in CUDA C++ beside Triton's, where it is built."""
+    if _native.cuda_obstacle is None:
+        runs["cmi_fast, CUDA C++"] = call_with(ours, inputs, torch.ones((), device=inputs[0].device))
 
 
 def leaf(*shape: int, device: torch.device, dtype: torch.dtype) -> Tensor:
@@ -160,8 +212,8 @@ def leaf(*shape: int, device: torch.device, dtype: torch.dtype) -> Tensor:
 
 
 def contrast(report: GpuReport, batch: int, dtype: torch.dtype, backend: str, compiled: bool) -> None:
-    pairs = M * batch
-    first, second = (leaf(pairs, D, device=report.device, dtype=dtype) for _ in range(2))
+    pairs, d = report.sizes.m * batch, report.sizes.d
+    first, second = (leaf(pairs, d, device=report.device, dtype=dtype) for _ in range(2))
 
     def eager(first: Tensor, second: Tensor) -> Tensor:
         rows = F.normalize(torch.cat([first, second]), dim=-1)
@@ -180,21 +232,57 @@ def contrast(report: GpuReport, batch: int, dtype: torch.dtype, backend: str, co
             chunked, (first, second), torch.ones((), device=report.device)
         )
     fits = 4 * (2 * pairs) ** 2 <= EAGER_BYTES
+    ours = partial(nt_xent_loss, backend=backend)
+    runs = variants(ours, eager, (first, second), fits=fits, compiled=compiled)
+    add_cuda(runs, partial(nt_xent_loss, backend="cuda"), (first, second))
     report.compare_here(
         "nt_xent_loss",
         f"|B|={batch} {str(dtype)[6:]}",
-        variants(partial(nt_xent_loss, backend=backend), eager, (first, second), fits=fits, compiled=compiled),
+        runs,
         yardsticks=yardsticks,
         tolerance=TOLERANCES[dtype],
-        flops=6 * (2 * pairs) ** 2 * D,  # forward 2 n^2 d, backward's row pass 4 n^2 d
+        flops=6 * (2 * pairs) ** 2 * d,  # forward 2 n^2 d, backward's row pass 4 n^2 d
     )
 
 
-def sequences(batch: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+def contrast_cross_view(report: GpuReport, batch: int, dtype: torch.dtype, backend: str, compiled: bool) -> None:
+    """CLIP's loss, which Inf-CL (package inf_cl) computes as well: in float32 and tiles, whatever comes in."""
+    pairs, d = report.sizes.m * batch, report.sizes.d
+    first, second = (leaf(pairs, d, device=report.device, dtype=dtype) for _ in range(2))
+
+    def eager(first: Tensor, second: Tensor) -> Tensor:
+        scores = (F.normalize(first, dim=-1) @ F.normalize(second, dim=-1).T / 0.1).float()
+        targets = torch.arange(pairs, device=scores.device)
+        return (F.cross_entropy(scores, targets) + F.cross_entropy(scores.T, targets)) / 2
+
+    def inf_cl(first: Tensor, second: Tensor) -> Tensor:
+        from inf_cl import cal_flash_loss
+
+        rows = F.normalize(first, dim=-1), F.normalize(second, dim=-1)
+        options = {"scale": 1 / 0.1, "head_dim": d}
+        return (cal_flash_loss(*rows, **options).mean() + cal_flash_loss(*rows[::-1], **options).mean()) / 2
+
+    ours = partial(nt_xent_loss, negatives="cross_view", backend=backend)
+    fits = 4 * pairs**2 <= EAGER_BYTES
+    runs = variants(ours, eager, (first, second), fits=fits, compiled=compiled)
+    add_cuda(runs, partial(nt_xent_loss, negatives="cross_view", backend="cuda"), (first, second))
+    if importlib.util.find_spec("inf_cl"):
+        runs["Inf-CL"] = call_with(inf_cl, (first, second), torch.ones((), device=report.device))
+    report.compare_here(
+        "nt_xent_loss",
+        f"cross_view, |B|={batch} {str(dtype)[6:]}",
+        runs,
+        tolerance=TOLERANCES[dtype],
+        flops=12 * pairs**2 * d,  # forward 4 N^2 d, backward's row pass 8 N^2 d
+    )
+
+
+def sequences(report: GpuReport, batch: int) -> tuple[Tensor, Tensor, Tensor]:
     """Ids [B, L], lengths of the paper's mean [B], and the two views' membership with the whole before it [3, B, L]."""
-    ids = torch.randint(0, CATALOGUE, (batch, LENGTH), device=device)
-    lengths = torch.randint(2 * MEAN_LENGTH - LENGTH, LENGTH + 1, (batch,), device=device)
-    views = torch.rand(3, batch, LENGTH, device=device) < 0.5
+    sizes, device = report.sizes, report.device
+    ids = torch.randint(0, sizes.catalogue, (batch, sizes.length), device=device)
+    lengths = torch.randint(2 * sizes.mean_length - sizes.length, sizes.length + 1, (batch,), device=device)
+    views = torch.rand(3, batch, sizes.length, device=device) < 0.5
     views[0] = True
     return ids, lengths, views
 
@@ -206,14 +294,15 @@ def pool(unit: Tensor, categories: Tensor, member: Tensor) -> Tensor:
 
 
 def pooling(report: GpuReport, batch: int, dtype: torch.dtype, backend: str, compiled: bool) -> None:
-    ids, lengths, views = sequences(batch, report.device)
-    member = torch.arange(LENGTH, device=report.device) < lengths[:, None]
-    table = leaf(CATALOGUE, D, device=report.device, dtype=dtype)
-    categories = leaf(M, D, device=report.device, dtype=dtype)
-    items = leaf(batch, LENGTH, D, device=report.device, dtype=dtype)
+    ids, lengths, views = sequences(report, batch)
+    m, d, length = report.sizes.m, report.sizes.d, report.sizes.length
+    member = torch.arange(length, device=report.device) < lengths[:, None]
+    table = leaf(report.sizes.catalogue, d, device=report.device, dtype=dtype)
+    categories = leaf(m, d, device=report.device, dtype=dtype)
+    items = leaf(batch, length, d, device=report.device, dtype=dtype)
     rows, size = int(lengths.sum()), dtype.itemsize
     # Rows, interests and cotangents once each way; the gradient of padded items, or of the table, written whole.
-    shared = 2 * rows * D * size + 2 * batch * M * D * size
+    shared = 2 * rows * d * size + 2 * batch * m * d * size
     options = {"lengths": lengths, "backend": backend}
 
     def eager_items(items: Tensor, categories: Tensor) -> Tensor:
@@ -236,7 +325,7 @@ def pooling(report: GpuReport, batch: int, dtype: torch.dtype, backend: str, com
         (
             "item_soft_assignment_pool, 3 views",
             variants(ours_ids, eager_ids, (table, categories), fits=True, compiled=compiled),
-            shared + 4 * batch * M * D * size + table.nbytes,
+            shared + 4 * batch * m * d * size + table.nbytes,
         ),
     ):
         report.compare_here(operator, case, runs, tolerance=TOLERANCES[dtype], traffic=traffic)
@@ -244,7 +333,8 @@ def pooling(report: GpuReport, batch: int, dtype: torch.dtype, backend: str, com
 
 def softmax(report: GpuReport, batch: int, dtype: torch.dtype, backend: str, compiled: bool) -> None:
     targets = torch.arange(batch, device=report.device)
-    shapes = (batch, M, D), (2 * batch, D), (batch, D)
+    m, d = report.sizes.m, report.sizes.d
+    shapes = (batch, m, d), (2 * batch, d), (batch, d)
     inputs = [(0.3 * leaf(*shape, device=report.device, dtype=dtype)).detach().requires_grad_() for shape in shapes]
 
     def eager(interests: Tensor, candidates: Tensor, general: Tensor) -> Tensor:
@@ -257,23 +347,24 @@ def softmax(report: GpuReport, batch: int, dtype: torch.dtype, backend: str, com
     report.compare_here(
         "interest_softmax_loss",
         f"|B|={batch}, 2|B| candidates, {str(dtype)[6:]}",
-        variants(ours, eager, inputs, fits=4 * batch * M * 2 * batch <= EAGER_BYTES, compiled=compiled),
+        variants(ours, eager, inputs, fits=4 * batch * m * 2 * batch <= EAGER_BYTES, compiled=compiled),
         tolerance=TOLERANCES[dtype],
-        flops=6 * batch * 2 * batch * M * D,
+        flops=6 * batch * 2 * batch * m * d,
     )
 
 
 def step(report: GpuReport, batch: int, backend: str, compiled: bool) -> None:
     """Loss, gradients and Adam of CMI; each variant trains a model of its own from the same weights."""
-    ids, lengths, views = sequences(batch, report.device)
-    targets = [torch.randint(0, CATALOGUE, (batch,), device=report.device) for _ in range(2)]
+    ids, lengths, views = sequences(report, batch)
+    sizes = report.sizes
+    targets = [torch.randint(0, sizes.catalogue, (batch,), device=report.device) for _ in range(2)]
 
     def train(backend: str, compiled: bool) -> Run:
         torch.manual_seed(0)
-        model = CMI(CATALOGUE, interests=M, dim=D, backend=backend).to(report.device)
+        model = CMI(sizes.catalogue, interests=sizes.m, dim=sizes.d, backend=backend).to(report.device)
         on_gpu = report.device.type == "cuda"
         optimizer = torch.optim.Adam(model.parameters(), fused=True, capturable=on_gpu)
-        loss = torch.compile(model.loss) if compiled else model.loss
+        loss = compile_(model.loss) if compiled else model.loss
 
         def run() -> list[Tensor]:
             optimizer.zero_grad(set_to_none=True)
@@ -285,7 +376,7 @@ def step(report: GpuReport, batch: int, backend: str, compiled: bool) -> None:
         return run
 
     runs = {"cmi_fast": train(backend, False)}
-    if 4 * (2 * M * batch) ** 2 <= EAGER_BYTES:
+    if 4 * (2 * sizes.m * batch) ** 2 <= EAGER_BYTES:
         runs["eager"] = train("reference", False)
         if compiled:
             runs["torch.compile"] = train("reference", True)
@@ -297,6 +388,7 @@ def run_all(report: GpuReport, batches: Sequence[int], backend: str, compiled: b
         for dtype in TOLERANCES:
             torch.manual_seed(0)
             contrast(report, batch, dtype, backend, compiled)
+            contrast_cross_view(report, batch, dtype, backend, compiled)
             pooling(report, batch, dtype, backend, compiled)
             softmax(report, batch, dtype, backend, compiled)
         step(report, batch, backend, compiled)
@@ -306,11 +398,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--batches", type=int, nargs="+", default=BATCHES, help="numbers of users, |B|")
     parser.add_argument("--results", type=Path, default=Path("benchmarks/results/gpu"), help="STEM of .json and .md")
+    parser.add_argument("--rehearse", action="store_true", help="on the CPU, at tiny sizes: measures nothing")
     options = parser.parse_args()
+    if options.rehearse:
+        report = GpuReport(torch.device("cpu"), REHEARSAL, rounds=2)
+        run_all(report, [3], "triton", compiled=True)
+        report.write(options.results)
+        return
     if not torch.cuda.is_available():
         parser.exit(2, "gpu_benchmarks: CUDA is not available here\n")
     print(cmi_fast.build_info())
-    report = GpuReport(torch.device("cuda"))
+    report = GpuReport(torch.device("cuda"), Sizes())
     for batch in options.batches:
         run_all(report, [batch], "triton", compiled=batch <= 4096)
         report.write(options.results)  # what was measured stays, should a later size fail

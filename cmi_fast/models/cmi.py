@@ -64,7 +64,8 @@ class CMI(nn.Module):
         super().__init__()
         self.items = nn.Parameter(torch.empty(num_items, dim))
         self.categories = nn.Parameter(torch.empty(interests, dim))
-        self.gru = GRU(dim, dim, backend=backend) if general_interest else None
+        gru_backend = "auto" if backend in ("triton", "cuda") else backend  # on a GPU the GRU is cuDNN's
+        self.gru = GRU(dim, dim, backend=gru_backend) if general_interest else None
         self.temperature = temperature
         self.contrastive_weight = contrastive_weight
         self.contrastive_temperature = contrastive_temperature

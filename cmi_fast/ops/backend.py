@@ -11,15 +11,17 @@ from cmi_fast import _native, triton
 from cmi_fast.ops.checks import inside_transform
 
 BACKENDS = ("auto", "reference", "cpu", "triton", "cuda")
+WITH_CUDA_KERNELS = ("nt_xent_loss",)
 
 
 def choose_backend(
     backend: str, operator: str, tensor: Tensor, *, cpu: Sequence[torch.dtype] = (), unsupported: str | None = None
 ) -> str:
-    """The implementation to call: "reference", "cpu" or "triton".
+    """The implementation to call: "reference", "cpu", "triton" or "cuda".
 
     Args:
-        backend: the caller's wish. ``"auto"`` takes the fastest that can run; any other never falls back.
+        backend: the caller's wish. ``"auto"`` takes the fastest that can run, never ``"cuda"``; any other never falls
+            back.
         operator: public name, for the message.
         tensor: an argument whose device and dtype decide.
         cpu: dtypes of the compiled CPU kernel; empty where there is none.
@@ -35,9 +37,13 @@ def choose_backend(
         return backend
     if _native.environment_error is not None:
         raise ValueError(_native.environment_error)
-    if backend == "cuda" or (backend == "cpu" and not cpu):
+    has_triton = hasattr(torch.ops.cmi_fast_triton, operator)
+    has = {"cpu": bool(cpu), "triton": has_triton, "cuda": operator in WITH_CUDA_KERNELS}
+    if not has.get(backend, True):
         raise ValueError(f"backend: {operator} has no {backend!r} kernel in this version; use 'auto' or 'reference'")
-    if backend == "triton" or (backend == "auto" and tensor.is_cuda and triton.is_automatic()):
+    if backend == "cuda":
+        return _choose_cuda(operator, tensor)
+    if backend == "triton" or (backend == "auto" and has_triton and tensor.is_cuda and triton.is_automatic()):
         return _choose_triton(backend, operator, tensor)
     obstacle = unsupported
     if not _native.available:
@@ -60,6 +66,19 @@ def automatic_backends(operator: str) -> tuple[str, str]:
     has_cpu = _native.available and hasattr(torch.ops.cmi_fast, operator)
     has_triton = triton.is_automatic() and hasattr(torch.ops.cmi_fast_triton, operator)
     return "cpu" if has_cpu else "reference", "triton" if has_triton else "reference"
+
+
+def _choose_cuda(operator: str, tensor: Tensor) -> str:
+    obstacle = _native.cuda_obstacle
+    if obstacle is None and not tensor.is_cuda:
+        obstacle = f"the tensors are on {tensor.device}"
+    if obstacle is None and tensor.dtype == torch.float64:
+        obstacle = "it has no kernel for torch.float64"
+    if obstacle is None and inside_transform():
+        obstacle = "it has no rule for torch.func's transforms and forward-mode differentiation"
+    if obstacle is None:
+        return "cuda"
+    raise ValueError(f"backend: {operator} cannot run on 'cuda': {obstacle}")
 
 
 def _choose_triton(backend: str, operator: str, tensor: Tensor) -> str:

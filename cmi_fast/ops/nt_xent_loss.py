@@ -64,8 +64,8 @@ def nt_xent_loss(
             negatives of an anchor are the same either way.
         normalize: scale rows to unit length; ``False`` takes plain dot products (DSSRec).
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.
-        backend: ``"auto"``, ``"reference"``, ``"cpu"`` or ``"triton"``. The kernels need memory of the size of the
-            rows, never of N x N.
+        backend: ``"auto"``, ``"reference"``, ``"cpu"``, ``"triton"`` or ``"cuda"`` (never run on a GPU yet, and never
+            taken by ``"auto"``). The kernels need memory of the size of the rows, never of N x N.
 
     Returns:
         The loss, a scalar; with ``reduction="none"`` [2N], the anchors of ``first``, then of ``second``

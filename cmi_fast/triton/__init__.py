@@ -14,6 +14,8 @@ import os
 import torch
 from torch import Tensor
 
+from cmi_fast.triton.tuning import autotune as autotune
+
 TESTED_ON: tuple[str, ...] = ()  # the GPUs on which benchmarks/gpu/run.sh has passed the whole test suite
 _installed = importlib.util.find_spec("triton") is not None
 # Triton reads the variable once, when its kernels are defined.

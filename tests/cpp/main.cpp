@@ -22,6 +22,7 @@ void test_building_blocks();
 void test_nt_xent_loss();
 void test_soft_assignment_pool();
 void test_threads();
+void test_cuda_nt_xent_loss();
 
 }  // namespace cmi_fast::testing
 
@@ -34,7 +35,8 @@ int main(int count, char** arguments) {
                 {"building_blocks", test_building_blocks},
                 {"nt_xent_loss", test_nt_xent_loss},
                 {"soft_assignment_pool", test_soft_assignment_pool},
-                {"threads", test_threads}};
+                {"threads", test_threads},
+                {"cuda_nt_xent_loss", test_cuda_nt_xent_loss}};
   for (const auto& suite : suites) {
     if (count > 1 && std::strcmp(arguments[1], suite.name) != 0) continue;
     const int64_t before = checks;

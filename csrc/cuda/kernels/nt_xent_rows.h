@@ -1,0 +1,199 @@
+// What nt_xent_loss does with single rows and pairs, before, between and after the passes: a warp a row.
+#pragma once
+
+#include "cuda/kernels/nt_xent_loss.h"
+
+namespace cmi_fast::cuda {
+
+CMI_FAST_DEVICE float sum_over_warp(float x) { return sum_over_rows(sum_over_columns(x)); }
+
+CMI_FAST_DEVICE float max_over_warp(float x) {
+  for (int mask = 1; mask < LANES; mask *= 2) x = fmaxf(x, shuffle_xor(x, mask));
+  return x;
+}
+
+// A power of two that brings `magnitude` to [1, 2), or as near as the range of exponents goes.
+CMI_FAST_DEVICE float inverse_power_of_two(float magnitude) {
+  const int exponent = 254 - int(bits_of(magnitude) >> 23 & 0xff);
+  return float_of(uint32_t(exponent < 1 ? 1 : exponent) << 23);
+}
+
+// The row that a warp takes in a grid of one warp a row.
+CMI_FAST_DEVICE int row_of(Place place) { return place.block_x * WARPS + place.warp(); }
+
+// A kernel without shared memory; an array has a size, though.
+struct RowKernel {
+  static constexpr int SHARED = 16;
+};
+
+// x * scale is near one, x * scale * inverse of unit length, or zero for zero.
+struct Scale {
+  float scale, inverse;
+};
+
+template <class T>
+CMI_FAST_DEVICE Scale row_scale(const T* row, int d, int lane) {
+  float largest = 0, square = 0;
+  for (int k = lane; k < d; k += LANES) largest = fmaxf(largest, fabsf(widen(row[k])));
+  const float scale = inverse_power_of_two(max_over_warp(largest));
+  for (int k = lane; k < d; k += LANES) square += widen(row[k]) * scale * (widen(row[k]) * scale);
+  square = sum_over_warp(square);
+  return {scale, square == 0 ? 0 : 1 / sqrtf(square)};
+}
+
+// A row of the panel [2 pairs, width], and its factors as far as they are known.
+template <class T>
+struct PanelRows : RowKernel {
+  const T *first, *second;
+  int pairs, d, width;
+  bool normalize;
+  T* panel;
+  RowFactors* factors;
+
+  CMI_FAST_DEVICE void operator()(Place place, char*) const {
+    const int row = row_of(place), lane = place.lane();
+    if (row >= 2 * pairs) return;
+    const T* const from = row < pairs ? first + int64_t(row) * d : second + int64_t(row - pairs) * d;
+    const Scale scale = normalize ? row_scale(from, d, lane) : Scale{1, 1};
+    T* const to = panel + int64_t(row) * width;
+    for (int k = lane; k < width; k += LANES) narrow(k < d ? widen(from[k]) * scale.scale : 0, to + k);
+    if (lane == 0) factors[row] = {scale.inverse, 0, 0, 0};
+  }
+};
+
+// The score to base 2 of a pair's two rows.
+template <class T>
+CMI_FAST_DEVICE float pair_score(const NtXent<T>& x, int pair, int lane) {
+  const int other = pair + x.pairs;
+  const T *const a = x.panel.rows + int64_t(pair) * x.panel.width, *const b =
+                                                                       x.panel.rows + int64_t(other) * x.panel.width;
+  float sum = 0;
+  for (int k = lane; k < x.d; k += LANES) sum += widen(a[k]) * widen(b[k]);
+  return sum_over_warp(sum) * (x.panel.factors[pair].inverse * x.sharpness()) * x.panel.factors[other].inverse;
+}
+
+CMI_FAST_DEVICE float softplus(float x) { return fmaxf(x, 0) + log1pf(expf(-fabsf(x))); }
+
+// Losses of a pair's one or two anchors, and their L to base 2, infinite for a row that is no anchor. `partial`
+// [parts, 2 pairs] has the sums with the shared shift; null: `log_sum` is there already.
+template <class T>
+struct PairLosses : RowKernel {
+  NtXent<T> x;
+  int anchor_views;
+  const float* partial;
+  int parts;
+  float *log_sum, *losses;
+
+  CMI_FAST_DEVICE void operator()(Place place, char*) const {
+    const int pair = row_of(place), lane = place.lane();
+    if (pair >= x.pairs) return;
+    const float positive = pair_score(x, pair, lane);
+    for (int view = 0; view < 2; ++view) {
+      const int row = view * x.pairs + pair;
+      float log_sum_of_row = INFINITY;
+      if (view < anchor_views && partial == nullptr) log_sum_of_row = log_sum[row];
+      if (view < anchor_views && partial != nullptr) {
+        float sum = 0;
+        for (int part = lane; part < parts; part += LANES) sum += partial[part * (2 * int64_t(x.pairs)) + row];
+        sum = sum_over_warp(sum);
+        log_sum_of_row = sum == 0 ? -INFINITY : x.sharpness() + log2f(sum);
+      }
+      sync_warp();
+      if (lane > 0) continue;
+      log_sum[row] = log_sum_of_row;
+      // fmaxf passes over NaN
+      const float margin = (log_sum_of_row - positive) * LN_2;
+      if (view < anchor_views) losses[row] = margin == margin ? softplus(margin) : margin;
+    }
+  }
+};
+
+// The factors of a pair's rows, of the cotangent w of their losses: b = w sigmoid(L - s_p), zero for no anchor; and the
+// positive's part of along [2 pairs]. `scale`, where given, multiplies all of them.
+template <class T>
+struct PairWeights : RowKernel {
+  NtXent<T> x;
+  int anchor_views;
+  const float *losses_grad, *log_sum, *scale;
+  RowFactors* factors;
+  float* along;
+
+  CMI_FAST_DEVICE void operator()(Place place, char*) const {
+    const int pair = row_of(place), lane = place.lane();
+    if (pair >= x.pairs) return;
+    const float positive = pair_score(x, pair, lane), sharpness = x.sharpness();
+    float pull = 0;
+    sync_warp();
+    if (lane > 0) return;
+    for (int view = 0; view < 2; ++view) {
+      const int row = view * x.pairs + pair;
+      const float w = view < anchor_views ? losses_grad[row] * (scale ? *scale : 1) : 0;
+      const float weight = w == 0 ? 0 : w / (1 + exp2f(positive - log_sum[row]));
+      factors[row].share = weight == 0 ? 0 : weight * exp2f(sharpness - log_sum[row]);
+      factors[row].log_sum = log_sum[row];
+      factors[row].weight = weight;
+      pull += weight * positive * LN_2;
+    }
+    along[pair] = along[x.positive(pair)] = -pull;
+  }
+};
+
+// Back through the normalisation of one view's rows: rows_grad [pairs, d].
+template <class T>
+struct UnitRowsBackward : RowKernel {
+  const T* rows;
+  const float* unit_grad;
+  int pairs, d;
+  bool normalize;
+  T* rows_grad;
+
+  CMI_FAST_DEVICE void operator()(Place place, char*) const {
+    const int row = row_of(place), lane = place.lane();
+    if (row >= pairs) return;
+    const T* const x = rows + int64_t(row) * d;
+    const float* const grad = unit_grad + int64_t(row) * d;
+    const Scale scale = normalize ? row_scale(x, d, lane) : Scale{1, 1};
+    const auto unit = [&](int k) { return widen(x[k]) * scale.scale * scale.inverse; };
+    float radial = 0;
+    for (int k = lane; k < d; k += LANES) radial += unit(k) * grad[k];
+    radial = sum_over_warp(radial);
+    for (int k = lane; k < d; k += LANES) {
+      const float tangent = (grad[k] - unit(k) * radial) * scale.inverse * scale.scale;
+      narrow(normalize ? tangent : grad[k], rows_grad + int64_t(row) * d + k);
+    }
+  }
+};
+
+// One warp: dt = -sum(along) / (2 t), times `unscale` where given.
+template <class T>
+struct TemperatureGradient : RowKernel {
+  NtXent<T> x;
+  const float *along, *unscale;
+  float* gradient;
+
+  CMI_FAST_DEVICE void operator()(Place place, char*) const {
+    float sum = 0;
+    for (int row = place.lane(); row < 2 * x.pairs; row += LANES) sum += along[row];
+    sum = sum_over_warp(sum);
+    if (place.lane() == 0) *gradient = -sum / (2 * x.t()) * (unscale ? *unscale : 1);
+  }
+};
+
+// One warp: the power of two that brings the largest weight of float16's second product near 2048, and its inverse.
+struct HalfRange : RowKernel {
+  const float* losses_grad;
+  int count;
+  float* scale_and_unscale;
+
+  CMI_FAST_DEVICE void operator()(Place place, char*) const {
+    float largest = 0;
+    for (int i = place.lane(); i < count; i += LANES) largest = fmaxf(largest, fabsf(losses_grad[i]));
+    largest = fmaxf(max_over_warp(largest), 0x1p-100f);
+    const float scale = inverse_power_of_two(largest) * 1024;
+    if (place.lane() > 0) return;
+    scale_and_unscale[0] = scale;
+    scale_and_unscale[1] = 1 / scale;
+  }
+};
+
+}  // namespace cmi_fast::cuda

@@ -1,0 +1,80 @@
+// What the CUDA operators share: types, arguments on the device, and how a kernel is started.
+#pragma once
+
+#include <cuda_runtime.h>
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+#include <torch/headeronly/util/Exception.h>
+
+#include <optional>
+
+#include "cuda/kernels/tile.h"
+
+namespace cmi_fast::cuda {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+template <class T>
+const T* data(const Tensor& tensor) {
+  return static_cast<const T*>(tensor.const_data_ptr());
+}
+
+template <class T>
+T* mutable_data(const Tensor& tensor) {
+  return static_cast<T*>(tensor.mutable_data_ptr());
+}
+
+// Calls run(T()) for the type T of the tensor's elements.
+template <class Run>
+auto dispatch(const Tensor& tensor, const char* name, const Run& run) {
+  switch (tensor.scalar_type()) {
+    case ScalarType::Float:
+      return run(float());
+    case ScalarType::BFloat16:
+      return run(BFloat16());
+    case ScalarType::Half:
+      return run(Half());
+    default:
+      STD_TORCH_CHECK(false, name, " must be float32, bfloat16 or float16");
+  }
+}
+
+// Where a learned temperature is, null without one; its value is not waited for.
+inline const float* device_temperature(const std::optional<Tensor>& temperature, const Tensor& like) {
+  if (!temperature) return nullptr;
+  STD_TORCH_CHECK(temperature->scalar_type() == ScalarType::Float && temperature->numel() == 1 &&
+                      temperature->is_cuda() && temperature->get_device_index() == like.get_device_index(),
+                  "temperature must be one float32 number on the GPU of the rows");
+  return data<float>(*temperature);
+}
+
+template <class Kernel>
+__global__ void __launch_bounds__(THREADS) run(const Kernel kernel) {
+  __shared__ alignas(16) char shared[Kernel::SHARED];
+  kernel(here(), shared);
+}
+
+// Starts kernels one after another on the current stream of a tensor's device.
+class Launch {
+ public:
+  explicit Launch(const Tensor& tensor) {
+    void* stream = nullptr;
+    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(tensor.get_device_index(), &stream));
+    stream_ = static_cast<cudaStream_t>(stream);
+  }
+
+  template <class Kernel>
+  void operator()(Grid grid, const Kernel& kernel) const {
+    run<<<dim3(grid.x, grid.y, grid.z), THREADS, 0, stream_>>>(kernel);
+    STD_CUDA_KERNEL_LAUNCH_CHECK();
+  }
+
+ private:
+  cudaStream_t stream_;
+};
+
+}  // namespace cmi_fast::cuda
