@@ -31,12 +31,12 @@ STABLE_TORCH_LIBRARY(cmi_fast, library) {
   library.def(
       "interest_softmax_loss(Tensor interests, Tensor candidates, Tensor targets, Tensor? general, "
       "Tensor? candidate_bias, Tensor? exclude, Tensor? candidate_ids, float temperature, Tensor? temperature_tensor) "
-      "-> (Tensor losses, Tensor exponentials, Tensor scales, Tensor misses, Tensor best)");
+      "-> (Tensor losses, Tensor saved)");
   library.def(
-      "interest_softmax_loss_backward(Tensor losses_grad, Tensor exponentials, Tensor scales, Tensor misses, "
-      "Tensor best, Tensor interests, Tensor candidates, Tensor targets, Tensor? general, Tensor? candidate_bias, "
-      "Tensor? exclude, Tensor? candidate_ids, float temperature, Tensor? temperature_tensor, bool interests_grad, "
-      "bool candidates_grad, bool general_grad, bool candidate_bias_grad, bool temperature_grad) "
+      "interest_softmax_loss_backward(Tensor losses_grad, Tensor saved, Tensor interests, Tensor candidates, "
+      "Tensor targets, Tensor? general, Tensor? candidate_bias, Tensor? exclude, Tensor? candidate_ids, "
+      "float temperature, Tensor? temperature_tensor, bool interests_grad, bool candidates_grad, bool general_grad, "
+      "bool candidate_bias_grad, bool temperature_grad) "
       "-> (Tensor, Tensor, Tensor, Tensor, Tensor)");
 
   library.def(

@@ -316,6 +316,8 @@ OWN[1, 3] = True
         (ValueError, r"candidate_ids: expected shape \[4\]", {"candidate_ids": torch.zeros(3).long()}),
         (TypeError, r"candidate_ids: expected a dtype among int64, int32", {"candidate_ids": torch.zeros(C)}),
         (ValueError, r"temperature: expected a positive finite number, found -1", {"temperature": -1}),
+        (ValueError, r"temperature: expected at least 1e-30, found 6e-39", {"temperature": 6e-39}),
+        (ValueError, r"temperature: expected at least 1e-30, found 6e-39", {"temperature": torch.tensor(6e-39)}),
         (ValueError, r"reduction: expected one of none, sum, mean, found 'max'", {"reduction": "max"}),
         (ValueError, r"backend: expected one of auto, reference", {"backend": "gpu"}),
         (ValueError, r"backend: interest_softmax_loss has no 'cuda' kernel", {"backend": "cuda"}),

@@ -97,6 +97,18 @@ def test_interest_softmax_is_the_function() -> None:
     assert "temperature=0.3, reduction='none'" in repr(module)
 
 
+@pytest.mark.parametrize("module", [nn.NTXentLoss, nn.InterestSoftmaxLoss])
+def test_a_tensor_as_temperature_moves_with_the_module(module: type[torch.nn.Module]) -> None:
+    loss = module(torch.tensor(0.3)).to("meta", torch.float64)
+    assert loss.temperature.is_meta
+    assert loss.temperature.dtype == torch.float64
+    assert not loss.state_dict()
+    assert not list(loss.parameters())
+    assert "temperature=0.3" in repr(module(torch.tensor(0.3)))
+    learned = module(torch.nn.Parameter(torch.tensor(0.3)))
+    assert list(learned.state_dict()) == ["temperature"]
+
+
 @pytest.mark.parametrize("module", [nn.NTXentLoss(), nn.InterestSoftmaxLoss()])
 def test_modules_compile_as_one_graph(module: torch.nn.Module) -> None:
     first, second = torch.randn(2, 4, 5)

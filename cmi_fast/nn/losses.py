@@ -9,11 +9,20 @@ from torch import Tensor, nn
 from cmi_fast import functional
 
 
+def _set_temperature(module: nn.Module, temperature: float | Tensor) -> None:
+    """A parameter is registered by being set. Other tensors become buffers, which no checkpoint needs."""
+    if isinstance(temperature, Tensor) and not isinstance(temperature, nn.Parameter):
+        module.register_buffer("temperature", temperature, persistent=False)
+    else:
+        module.temperature = temperature  # type: ignore[assignment]
+
+
 class NTXentLoss(nn.Module):
     """lightly's ``NTXentLoss``: the contrastive loss of SimCLR, same value and gradient, in O(N d) memory where fused.
 
     Args:
-        temperature: as in :func:`cmi_fast.functional.nt_xent_loss`; an ``nn.Parameter`` is learned.
+        temperature: as in :func:`cmi_fast.functional.nt_xent_loss`; an ``nn.Parameter`` is learned, any other tensor
+            moves with the module.
         memory_bank_size: 0, the only size supported.
         gather_distributed: False, the only value supported.
         negatives, direction, normalize, reduction, backend: as in :func:`cmi_fast.functional.nt_xent_loss`.
@@ -21,6 +30,8 @@ class NTXentLoss(nn.Module):
     Raises:
         ValueError: a memory bank or a gather over processes is asked for.
     """
+
+    temperature: float | Tensor
 
     def __init__(
         self,
@@ -39,7 +50,7 @@ class NTXentLoss(nn.Module):
             raise ValueError(f"memory_bank_size: a memory bank is not supported, expected 0, found {memory_bank_size}")
         if gather_distributed:
             raise ValueError("gather_distributed: gathering over processes is not supported, expected False")
-        self.temperature = temperature
+        _set_temperature(self, temperature)
         self.negatives = negatives
         self.direction = direction
         self.normalize = normalize
@@ -70,12 +81,16 @@ class InterestSoftmaxLoss(nn.Module):
     """Cross-entropy over candidates scored by a user's best interest (Eq. 7).
 
     Args:
-        temperature, reduction, backend: as in :func:`cmi_fast.functional.interest_softmax_loss`.
+        temperature: as in :func:`cmi_fast.functional.interest_softmax_loss`; an ``nn.Parameter`` is learned, any other
+            tensor moves with the module.
+        reduction, backend: as in :func:`cmi_fast.functional.interest_softmax_loss`.
     """
+
+    temperature: float | Tensor
 
     def __init__(self, temperature: float | Tensor = 0.1, *, reduction: str = "mean", backend: str = "auto") -> None:
         super().__init__()
-        self.temperature = temperature
+        _set_temperature(self, temperature)
         self.reduction = reduction
         self.backend = backend
 

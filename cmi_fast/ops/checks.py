@@ -24,6 +24,11 @@ MAX_VIEWS = 8
 _LARGEST = torch.finfo(torch.float32).max  # of a temperature: kernels may hold it in float32
 
 
+def as_int64(tensor: Tensor) -> Tensor:
+    """The tensor itself where it is int64: to ask torch for that costs as much as a check."""
+    return tensor if tensor.dtype == torch.int64 else tensor.to(torch.int64)
+
+
 def describe(tensor: Tensor) -> str:
     return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
 
@@ -52,18 +57,22 @@ def check_shape(name: str, tensor: Tensor, expected: Sequence[int], meaning: str
 def check_same(first_name: str, first: Tensor, **others: Tensor | None) -> None:
     """All tensors share the first one's device, and floating ones its dtype."""
     check_device(first_name, first, **others)
+    dtype = first.dtype
     for name, other in others.items():
-        if other is not None and other.is_floating_point() and other.dtype != first.dtype:
-            raise TypeError(f"{name}: expected dtype {first.dtype}, as {first_name}, found {other.dtype}")
+        if other is not None and other.dtype != dtype and other.is_floating_point():
+            raise TypeError(f"{name}: expected dtype {dtype}, as {first_name}, found {other.dtype}")
 
 
 def check_device(first_name: str, first: Tensor, **others: Tensor | None) -> None:
     """All tensors share the first one's device."""
+    device = first.device
     for name, other in others.items():
-        if other is not None and not isinstance(other, Tensor):
+        if other is None:
+            continue
+        if not isinstance(other, Tensor):
             raise TypeError(f"{name}: expected a tensor, found {type(other).__name__}")
-        if other is not None and other.device != first.device:
-            raise ValueError(f"{name}: expected device {first.device}, as {first_name}, found {other.device}")
+        if other.device != device:
+            raise ValueError(f"{name}: expected device {device}, as {first_name}, found {other.device}")
 
 
 def check_not_empty(name: str, tensor: Tensor, shape: str) -> None:

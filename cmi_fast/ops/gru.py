@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from cmi_fast import _native, reference
@@ -10,6 +9,7 @@ from cmi_fast.ops.autocast import cast_for_autocast, without_autocast
 from cmi_fast.ops.backend import choose_backend
 from cmi_fast.ops.checks import (
     FLOATING,
+    as_int64,
     check_not_empty,
     check_same,
     check_sequences,
@@ -87,8 +87,8 @@ def gru(
             items = items[:, : max(1, int(lengths.max()))]
         with without_autocast(items.device):
             return reference.gru(items, weight_ih, weight_hh, bias_ih, bias_hh, lengths, offsets)
-    lengths = None if lengths is None else lengths.to(torch.int64)
-    offsets = None if offsets is None else offsets.to(torch.int64)
+    lengths = None if lengths is None else as_int64(lengths)
+    offsets = None if offsets is None else as_int64(offsets)
     return _gru(items, weight_ih, weight_hh, bias_ih, bias_hh, lengths, offsets)
 
 

@@ -12,6 +12,7 @@ from cmi_fast.ops.checks import (
     FLOATING,
     INTEGER,
     REDUCTIONS,
+    as_int64,
     check_choice,
     check_not_empty,
     check_range,
@@ -26,6 +27,7 @@ from cmi_fast.reference.rows import accumulation_type
 from cmi_fast.triton.registration import register_triton_operator
 
 MAX_INTERESTS = 256  # the CPU kernel keeps a pair's best interest in a byte
+LEAST_TEMPERATURE = 1e-30  # inverse of the largest factor that leaves float32 room for scores of 1e8
 CANDIDATE_TILE = 64  # as the CPU kernel lays out what its backward reads
 
 
@@ -56,7 +58,7 @@ def interest_softmax_loss(
         candidates: [C, d].
         targets: [B] int, the row of ``candidates`` that is the user's positive.
         general: [B, d]; None: no general interest.
-        temperature: positive; a 0-d tensor gets its gradient.
+        temperature: at least 1e-30, so that scores are finite; a 0-d tensor gets its gradient.
         candidate_bias: [C], added to the scores. The logQ correction of sampled candidates is ``-log(q)``, q the
             probability of drawing the candidate.
         exclude: bool [B, C], True where a candidate does not count for a user; never the user's target.
@@ -100,10 +102,18 @@ def interest_softmax_loss(
     if autocast_enabled(interests.device):
         interests, candidates = cast_for_autocast(interests, candidates)
         general, candidate_bias = (x if x is None else cast_for_autocast(x)[0] for x in (general, candidate_bias))
-    check_same("interests", interests, targets=targets, candidates=candidates, general=general)
-    check_same("interests", interests, candidate_bias=candidate_bias, exclude=exclude, candidate_ids=candidate_ids)
+    check_same(
+        "interests",
+        interests,
+        targets=targets,
+        candidates=candidates,
+        general=general,
+        candidate_bias=candidate_bias,
+        exclude=exclude,
+        candidate_ids=candidate_ids,
+    )
     check_choice("reduction", reduction, REDUCTIONS)
-    number, tensor = check_temperature(temperature, interests)
+    number, tensor = check_temperature(temperature, interests, least=LEAST_TEMPERATURE)
     chosen = choose_backend(
         backend,
         "interest_softmax_loss",
@@ -111,8 +121,7 @@ def interest_softmax_loss(
         cpu=FLOATING,
         unsupported=None if m <= MAX_INTERESTS else f"its kernel takes up to {MAX_INTERESTS} interests, found {m}",
     )
-    can_check = values_can_be_read(targets)
-    if can_check and (chosen != "cpu" or exclude is not None):
+    if (chosen != "cpu" or exclude is not None) and values_can_be_read(targets):
         check_range("targets", targets, 0, count, IndexError)
         if exclude is not None:
             _check_targets_stay(exclude, targets)
@@ -122,8 +131,8 @@ def interest_softmax_loss(
             return reference.interest_softmax_loss(
                 interests, candidates, targets, general, temperature, candidate_bias, exclude, candidate_ids, reduction
             )
-    targets = targets.to(torch.int64)
-    candidate_ids = None if candidate_ids is None else candidate_ids.to(torch.int64)
+    targets = as_int64(targets)
+    candidate_ids = None if candidate_ids is None else as_int64(candidate_ids)
     operator = _triton_interest_softmax_loss if chosen == "triton" else _interest_softmax_loss
     try:
         return operator(
@@ -139,13 +148,15 @@ def interest_softmax_loss(
             reduction=reduction,
         )
     except RuntimeError:
-        if can_check:  # the CPU operator has found a target that is no candidate; this names its position
+        if values_can_be_read(
+            targets
+        ):  # the CPU operator has found a target that is no candidate; this names its position
             check_range("targets", targets, 0, count, IndexError)
         raise
 
 
 def _check_targets_stay(exclude: Tensor, targets: Tensor) -> None:
-    removed = exclude.gather(1, targets.to(torch.int64)[:, None]).nonzero()
+    removed = exclude.gather(1, as_int64(targets)[:, None]).nonzero()
     if len(removed):
         row = int(removed[0, 0])
         raise ValueError(f"exclude[{row}, {targets[row]}]: expected False for the target of row {row}, found True")
@@ -161,17 +172,13 @@ def _fake(
     candidate_ids: Tensor | None,
     temperature: float,
     temperature_tensor: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor]:
     users = interests.shape[0]
     tiles = (candidates.shape[0] + CANDIDATE_TILE - 1) // CANDIDATE_TILE
     dtype = accumulation_type(interests.dtype)
-    return (
-        interests.new_empty(users, dtype=dtype),
-        interests.new_empty(tiles, users, CANDIDATE_TILE, dtype=dtype),
-        interests.new_empty(users, tiles, dtype=dtype),
-        interests.new_empty(users, dtype=dtype),
-        interests.new_empty(tiles, users, CANDIDATE_TILE, dtype=torch.uint8),
-    )
+    # A pair's exponential, and its best interest in a byte; a scale for each user and tile; a miss for each user.
+    saved = tiles * users * (CANDIDATE_TILE + CANDIDATE_TILE // dtype.itemsize) + users * (tiles + 1)
+    return interests.new_empty(users, dtype=dtype), interests.new_empty(saved, dtype=dtype)
 
 
 if _native.available:

@@ -12,6 +12,7 @@ from cmi_fast.ops.backend import choose_backend
 from cmi_fast.ops.checks import (
     FLOATING,
     INTEGER,
+    as_int64,
     check_device,
     check_not_empty,
     check_range,
@@ -103,8 +104,8 @@ def item_soft_assignment_pool(
             return reference.item_soft_assignment_pool(
                 ids, table, categories, lengths, offsets, temperature, views, sparse_grad
             )
-    ids = ids.to(torch.int64)
-    lengths, offsets = (None if x is None else x.to(torch.int64) for x in (lengths, offsets))
+    ids = as_int64(ids)
+    lengths, offsets = (None if x is None else as_int64(x) for x in (lengths, offsets))
     if sparse_grad:
         ids, table = _rows_read(ids, table, lengths)
     operator = _triton_item_soft_assignment_pool if chosen == "triton" else _item_soft_assignment_pool

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -93,21 +93,31 @@ def register_operator(
         @staticmethod
         def backward(ctx: Any, y_grad: Tensor) -> tuple[Tensor | None, ...]:
             with _below_autograd_unless_recording():
-                if ctx.reduction != "none":
-                    y_grad = y_grad.expand(ctx.shape)
                 if ctx.reduction == "mean":
                     y_grad = y_grad / ctx.shape.numel()
+                if ctx.reduction != "none":
+                    y_grad = y_grad.expand(ctx.shape)
                 return None, *differentiate(ctx, y_grad, ctx.needs_input_grad[1:])
 
     eager = _named(Eager, name)
 
-    def call(*inputs: Any, reduction: str = "none") -> Tensor:
-        if not torch.compiler.is_compiling():
-            return eager(reduction, *inputs)
+    def run(reduction: str, inputs: Sequence[Any]) -> Tensor:
         output = forward(*inputs)
         return reduce_losses(output[0] if isinstance(output, tuple) else output, reduction)
 
+    def call(*inputs: Any, reduction: str = "none") -> Tensor:
+        if torch.compiler.is_compiling():
+            return run(reduction, inputs)  # the gradient that torch.library knows is traced with it
+        if torch.is_grad_enabled() and _requires_grad(inputs[index] for index in differentiable):
+            return eager(reduction, *inputs)
+        with torch._C._AutoDispatchBelowAutograd():
+            return run(reduction, inputs)
+
     return call
+
+
+def _requires_grad(inputs: Iterable[Tensor | None]) -> bool:
+    return any(x is not None and x.requires_grad for x in inputs)
 
 
 def _below_autograd_unless_recording() -> AbstractContextManager[object]:

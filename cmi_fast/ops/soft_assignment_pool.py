@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from cmi_fast import _native, reference
@@ -10,6 +9,7 @@ from cmi_fast.ops.autocast import cast_for_autocast, without_autocast
 from cmi_fast.ops.backend import choose_backend
 from cmi_fast.ops.checks import (
     FLOATING,
+    as_int64,
     check_same,
     check_sequences,
     check_shape,
@@ -76,8 +76,8 @@ def soft_assignment_pool(
         with without_autocast(items.device):
             temperature = number if tensor is None else tensor
             return reference.soft_assignment_pool(items, categories, lengths, offsets, temperature, views)
-    lengths = None if lengths is None else lengths.to(torch.int64)
-    offsets = None if offsets is None else offsets.to(torch.int64)
+    lengths = None if lengths is None else as_int64(lengths)
+    offsets = None if offsets is None else as_int64(offsets)
     operator = _triton_soft_assignment_pool if chosen == "triton" else _soft_assignment_pool
     return operator(items, categories, lengths, offsets, views, number, tensor)
 

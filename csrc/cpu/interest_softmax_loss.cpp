@@ -19,8 +19,6 @@ template <>
 constexpr ScalarType SCALAR_TYPE<int64_t> = ScalarType::Long;
 template <>
 constexpr ScalarType SCALAR_TYPE<bool> = ScalarType::Bool;
-template <>
-constexpr ScalarType SCALAR_TYPE<uint8_t> = ScalarType::Byte;
 
 namespace {
 
@@ -44,9 +42,20 @@ struct Inputs {
   const std::optional<Tensor>&general, &candidate_bias, &exclude, &candidate_ids;
 };
 
-// What the forward leaves for the backward.
+// What the forward leaves for the backward, in one tensor: to make and to pass on several takes as long as a small
+// batch.
+template <class T>
 struct Saved {
-  Tensor exponentials, scales, misses, best;
+  int64_t pairs, scales_count, misses_count;  // sizes of the parts
+
+  Saved(int64_t users, int64_t tiles)
+      : pairs(tiles * users * CANDIDATE_TILE), scales_count(users * tiles), misses_count(users) {}
+
+  int64_t size() const { return pairs + pairs / int64_t(sizeof(T)) + scales_count + misses_count; }
+  T* exponentials(T* memory) const { return memory; }
+  uint8_t* best(T* memory) const { return reinterpret_cast<uint8_t*>(memory + pairs); }
+  T* scales(T* memory) const { return memory + pairs + pairs / int64_t(sizeof(T)); }
+  T* misses(T* memory) const { return scales(memory) + scales_count; }
 };
 
 // The arguments of one call, checked and contiguous, with the buffers that its passes share.
@@ -162,19 +171,16 @@ struct Call {
   }
 };
 
-using Results = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
-
 template <class T>
-Results forward(Call<T> call) {
+std::tuple<Tensor, Tensor> forward(Call<T> call) {
   auto& p = call.problem;
   const int64_t tiles = call.sizes.tiles;
+  const Saved<T> layout(p.users, tiles);
   const Tensor losses = torch::stable::new_empty(call.memory, {p.users});
-  const Saved saved{torch::stable::new_empty(losses, {tiles, p.users, CANDIDATE_TILE}),
-                    torch::stable::new_empty(losses, {p.users, tiles}), torch::stable::new_empty(losses, {p.users}),
-                    torch::stable::new_empty(losses, {tiles, p.users, CANDIDATE_TILE}, ScalarType::Byte)};
-  const InterestSoftmaxLossOutputs<T> outputs{mutable_data<T>(losses), mutable_data<T>(saved.exponentials),
-                                              mutable_data<T>(saved.scales), mutable_data<T>(saved.misses),
-                                              mutable_data<uint8_t>(saved.best)};
+  const Tensor saved = torch::stable::new_empty(call.memory, {layout.size()});
+  T* const kept = mutable_data<T>(saved);
+  const InterestSoftmaxLossOutputs<T> outputs{mutable_data<T>(losses), layout.exponentials(kept), layout.scales(kept),
+                                              layout.misses(kept), layout.best(kept)};
   call.tiles([&](int64_t begin, int64_t end, T* memory) { call.kernel.pack_columns(p, begin, end, memory); });
   // A part is a range of users against a range of tiles; the latter only where there are few users.
   const int64_t tile_parts = std::min(tiles, MAX_PARTS / call.user_parts);
@@ -184,7 +190,7 @@ Results forward(Call<T> call) {
                       tiles * (tile_part + 1) / tile_parts, workspace);
   });
   call.users([&](int64_t, int64_t begin, int64_t end, T*) { call.kernel.finish_losses(p, outputs, begin, end); });
-  return {losses, saved.exponentials, saved.scales, saved.misses, saved.best};
+  return {losses, saved};
 }
 
 // Which gradients are wanted.
@@ -192,12 +198,17 @@ struct Wanted {
   bool interests, candidates, general, candidate_bias, temperature;
 };
 
+using Gradients = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
+
 template <class T>
-Results backward(Call<T> call, const Tensor& losses_grad, const Saved& saved, const Wanted& wanted) {
+Gradients backward(Call<T> call, const Tensor& losses_grad, const Tensor& saved, const Wanted& wanted) {
   auto& p = call.problem;
   const int64_t tiles = call.sizes.tiles;
+  const Saved<T> layout(p.users, tiles);
+  T* const kept = const_cast<T*>(call.template input<T>(saved, "saved", {layout.size()}));
+  const auto none = [&] { return torch::stable::new_empty(call.memory, {0}); };  // outputs must not share memory
   const auto gradient = [&](bool want, std::initializer_list<int64_t> shape) {
-    return want ? torch::stable::new_empty(call.owned.front(), shape) : torch::stable::new_empty(call.memory, {0});
+    return want ? torch::stable::new_empty(call.owned.front(), shape) : none();
   };
   const auto rows = [](bool want, const Tensor& tensor) {
     return MutableRows{want ? tensor.mutable_data_ptr() : nullptr, element<T>(tensor)};
@@ -206,14 +217,13 @@ Results backward(Call<T> call, const Tensor& losses_grad, const Saved& saved, co
   const Tensor candidates = gradient(wanted.candidates, {p.count, p.d});
   const Tensor general = gradient(wanted.general, {p.users, p.d});
   const Tensor bias = gradient(wanted.candidate_bias, {p.count});
-  const Tensor temperature =
-      wanted.temperature ? torch::stable::new_empty(call.memory, {}) : torch::stable::new_empty(call.memory, {0});
+  const Tensor temperature = wanted.temperature ? torch::stable::new_empty(call.memory, {}) : none();
   const InterestSoftmaxLossGradients<T> gradients{
       .losses = call.template input<T>(losses_grad, "losses_grad", {p.users}),
-      .exponentials = call.template input<T>(saved.exponentials, "exponentials", {tiles, p.users, CANDIDATE_TILE}),
-      .scales = call.template input<T>(saved.scales, "scales", {p.users, tiles}),
-      .misses = call.template input<T>(saved.misses, "misses", {p.users}),
-      .best = call.template input<uint8_t>(saved.best, "best", {tiles, p.users, CANDIDATE_TILE}),
+      .exponentials = layout.exponentials(kept),
+      .scales = layout.scales(kept),
+      .misses = layout.misses(kept),
+      .best = layout.best(kept),
       .interests = rows(wanted.interests, interests),
       .candidates = rows(wanted.candidates, candidates),
       .general = rows(wanted.general, general),
@@ -234,29 +244,28 @@ Results backward(Call<T> call, const Tensor& losses_grad, const Saved& saved, co
 }
 
 template <class Run>
-Results dispatch_computed(const Tensor& interests, const Run& run) {
+auto dispatch_computed(const Tensor& interests, const Run& run) {
   return dispatch(interests, "interests", [&](auto type) { return run(Compute<decltype(type)>()); });
 }
 
 using OptionalTensor = std::optional<Tensor>;
 
-Results interest_softmax_loss(Tensor interests, Tensor candidates, Tensor targets, OptionalTensor general,
-                              OptionalTensor candidate_bias, OptionalTensor exclude, OptionalTensor candidate_ids,
-                              double temperature, OptionalTensor temperature_tensor) {
+std::tuple<Tensor, Tensor> interest_softmax_loss(Tensor interests, Tensor candidates, Tensor targets,
+                                                 OptionalTensor general, OptionalTensor candidate_bias,
+                                                 OptionalTensor exclude, OptionalTensor candidate_ids,
+                                                 double temperature, OptionalTensor temperature_tensor) {
   const Inputs inputs{interests, candidates, targets, general, candidate_bias, exclude, candidate_ids};
   return dispatch_computed(interests, [&](auto type) {
     return forward(Call<decltype(type)>(inputs, temperature, temperature_tensor, Pass::forward));
   });
 }
 
-Results interest_softmax_loss_backward(Tensor losses_grad, Tensor exponentials, Tensor scales, Tensor misses,
-                                       Tensor best, Tensor interests, Tensor candidates, Tensor targets,
-                                       OptionalTensor general, OptionalTensor candidate_bias, OptionalTensor exclude,
-                                       OptionalTensor candidate_ids, double temperature,
-                                       OptionalTensor temperature_tensor, bool interests_grad, bool candidates_grad,
-                                       bool general_grad, bool candidate_bias_grad, bool temperature_grad) {
+Gradients interest_softmax_loss_backward(Tensor losses_grad, Tensor saved, Tensor interests, Tensor candidates,
+                                         Tensor targets, OptionalTensor general, OptionalTensor candidate_bias,
+                                         OptionalTensor exclude, OptionalTensor candidate_ids, double temperature,
+                                         OptionalTensor temperature_tensor, bool interests_grad, bool candidates_grad,
+                                         bool general_grad, bool candidate_bias_grad, bool temperature_grad) {
   const Inputs inputs{interests, candidates, targets, general, candidate_bias, exclude, candidate_ids};
-  const Saved saved{exponentials, scales, misses, best};
   const Wanted wanted{interests_grad, candidates_grad, general_grad, candidate_bias_grad, temperature_grad};
   return dispatch_computed(interests, [&](auto type) {
     return backward(Call<decltype(type)>(inputs, temperature, temperature_tensor, Pass::backward), losses_grad, saved,

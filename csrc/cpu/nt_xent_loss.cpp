@@ -32,6 +32,10 @@ const NtXentLossKernel<T>& kernel() {
     return kernels.float16;
 }
 
+constexpr int64_t LINE = 16;  // elements: buffers start on cache lines
+
+int64_t round_up(int64_t count, int64_t multiple) { return (count + multiple - 1) / multiple * multiple; }
+
 // The options of the schema, as they come.
 struct Options {
   double temperature;
@@ -45,10 +49,11 @@ template <class T>
 struct Call {
   using C = Compute<T>;
   const NtXentLossKernel<T>& kernel = cmi_fast::kernel<T>();
-  Tensor first, second, matrices, vectors, sums, workspace;
+  Tensor first, second, memory;
   typename NtXentLossKernel<T>::Sizes sizes;
   NtXentLoss<T> problem;
   NtXentSchedule schedule;
+  C* workspace;
 
   Call(const Tensor& first_, const Tensor& second_, const Options& options, bool backward, bool temperature_grad) {
     STD_TORCH_CHECK(first_.dim() == 2 && second_.dim() == 2 && first_.numel() > 0 &&
@@ -62,12 +67,16 @@ struct Call {
     const double temperature = temperature_value<T>(options.temperature, options.temperature_tensor);
     const int64_t pairs = first.size(0), d = first.size(1);
     sizes = kernel.sizes(pairs, d);
-    // One allocation for what is as large as the rows: their panels and, in the backward, their gradient.
-    matrices = empty(sizes.panels + (backward ? sizes.gradient : 0));
-    vectors = empty(5 * sizes.anchors);
-    sums = torch::stable::new_empty(first, {2 * sizes.anchors}, ScalarType::Double);
-    C* const matrix = mutable_data<C>(matrices);
-    C* const vector = mutable_data<C>(vectors);
+    schedule = NtXentSchedule(sizes.tiles, torch::stable::get_num_threads());
+    // One allocation for all buffers, those in double precision first: for a few rows it takes as long as the work.
+    const int64_t anchors = round_up(sizes.anchors, LINE), panels = round_up(sizes.panels, LINE);
+    const int64_t gradient = backward ? round_up(sizes.gradient, LINE) : 0;
+    const int64_t doubles = 2 * anchors * int64_t(sizeof(double) / sizeof(C));
+    memory = empty(doubles + panels + gradient + 5 * anchors + schedule.workers * sizes.workspace);
+    double* const sums = static_cast<double*>(memory.mutable_data_ptr());
+    C* const matrix = mutable_data<C>(memory) + doubles;
+    C* const vector = matrix + panels + gradient;
+    workspace = vector + 5 * anchors;
     problem = {.first = data<T>(first),
                .second = data<T>(second),
                .pairs = pairs,
@@ -79,19 +88,17 @@ struct Call {
                .running = !options.normalize || temperature < SHARED_SHIFT_TEMPERATURE,
                .panels = matrix,
                .inverse = vector,
-               .factors = vector + sizes.anchors,
-               .sums = mutable_data<double>(sums),
-               .slopes = temperature_grad ? mutable_data<double>(sums) + sizes.anchors : nullptr,
-               .maxima = vector + 2 * sizes.anchors,
-               .weights = vector + 3 * sizes.anchors,
-               .scaled_weights = vector + 4 * sizes.anchors,
-               .gradient = backward ? matrix + sizes.panels : nullptr};
-    schedule = NtXentSchedule(sizes.tiles, torch::stable::get_num_threads());
-    workspace = empty(schedule.workers * sizes.workspace);
+               .factors = vector + anchors,
+               .sums = sums,
+               .slopes = temperature_grad ? sums + anchors : nullptr,
+               .maxima = vector + 2 * anchors,
+               .weights = vector + 3 * anchors,
+               .scaled_weights = vector + 4 * anchors,
+               .gradient = backward ? matrix + panels : nullptr};
   }
 
   NtXentPasses<T, TorchThreads> passes() const {
-    return {kernel, problem, schedule, mutable_data<C>(workspace), sizes.workspace, TorchThreads{}};
+    return {kernel, problem, schedule, workspace, sizes.workspace, TorchThreads{}};
   }
 
   // Uninitialised, of the type that sums run in.
@@ -122,10 +129,10 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Call<T>& call, const Tensor& l
                       log_sum_.numel() == n && log_sum_.scalar_type() == SCALAR_TYPE<C>,
                   "the gradient of the losses and log_sum must be as the forward's outputs");
   const Tensor losses_grad = torch::stable::contiguous(losses_grad_), log_sum = torch::stable::contiguous(log_sum_);
-  const Tensor none = call.empty(0);
-  const Tensor first = first_grad ? torch::stable::empty_like(call.first) : none;
-  const Tensor second = second_grad ? torch::stable::empty_like(call.second) : none;
-  const Tensor temperature = temperature_grad ? call.empty() : none;
+  // What is not wanted is empty. Outputs must not share memory, not even none.
+  const Tensor first = first_grad ? torch::stable::empty_like(call.first) : call.empty(0);
+  const Tensor second = second_grad ? torch::stable::empty_like(call.second) : call.empty(0);
+  const Tensor temperature = temperature_grad ? call.empty() : call.empty(0);
   const double slope =
       call.passes().backward(data<C>(losses_grad), data<C>(log_sum), first_grad ? mutable_data<T>(first) : nullptr,
                              second_grad ? mutable_data<T>(second) : nullptr);
