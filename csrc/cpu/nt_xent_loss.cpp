@@ -32,10 +32,6 @@ const NtXentLossKernel<T>& kernel() {
     return kernels.float16;
 }
 
-constexpr int64_t LINE = 16;  // elements: buffers start on cache lines
-
-int64_t round_up(int64_t count, int64_t multiple) { return (count + multiple - 1) / multiple * multiple; }
-
 // The options of the schema, as they come.
 struct Options {
   double temperature;
@@ -68,14 +64,14 @@ struct Call {
     const int64_t pairs = first.size(0), d = first.size(1);
     sizes = kernel.sizes(pairs, d);
     schedule = NtXentSchedule(sizes.tiles, torch::stable::get_num_threads());
-    // One allocation for all buffers, those in double precision first: for a few rows it takes as long as the work.
-    const int64_t anchors = round_up(sizes.anchors, LINE), panels = round_up(sizes.panels, LINE);
-    const int64_t gradient = backward ? round_up(sizes.gradient, LINE) : 0;
+    // One allocation for all buffers, those in double precision first: for a few rows several take as long as the work.
+    // All are of whole tiles, so each starts on a cache line.
+    const int64_t anchors = sizes.anchors, gradient = backward ? sizes.gradient : 0;
     const int64_t doubles = 2 * anchors * int64_t(sizeof(double) / sizeof(C));
-    memory = empty(doubles + panels + gradient + 5 * anchors + schedule.workers * sizes.workspace);
+    memory = empty(doubles + sizes.panels + gradient + 5 * anchors + schedule.workers * sizes.workspace);
     double* const sums = static_cast<double*>(memory.mutable_data_ptr());
     C* const matrix = mutable_data<C>(memory) + doubles;
-    C* const vector = matrix + panels + gradient;
+    C* const vector = matrix + sizes.panels + gradient;
     workspace = vector + 5 * anchors;
     problem = {.first = data<T>(first),
                .second = data<T>(second),
@@ -94,7 +90,7 @@ struct Call {
                .maxima = vector + 2 * anchors,
                .weights = vector + 3 * anchors,
                .scaled_weights = vector + 4 * anchors,
-               .gradient = backward ? matrix + panels : nullptr};
+               .gradient = backward ? matrix + sizes.panels : nullptr};
   }
 
   NtXentPasses<T, TorchThreads> passes() const {

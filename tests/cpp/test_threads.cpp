@@ -1,4 +1,5 @@
 // The same bits on any number of threads, under the operators' own schedules. ThreadSanitizer watches.
+#include "interest_softmax.h"
 #include "nt_xent.h"
 #include "pool.h"
 
@@ -24,6 +25,18 @@ void test_nt_xent() {
 }
 
 template <class T>
+void test_interest_softmax() {
+  for (const int64_t m : {1, 8, 20}) {
+    const InterestSoftmaxCase c{150, m, 300, 5};
+    const InterestSoftmaxInputs<T> inputs(c);
+    const auto expected = run_interest_softmax(c, inputs, OneAfterAnother{}, 64);
+    check_interest_softmax(expected, c, inputs, ELEMENT<T>.name + " " + c.name());
+    check(run_interest_softmax(c, inputs, Threads{}, 64).same_bits_as(expected),
+          ELEMENT<T>.name + " " + c.name() + "same bits on threads");
+  }
+}
+
+template <class T>
 void test_pool() {
   std::vector<int64_t> lengths(400);
   for (size_t b = 0; b < lengths.size(); ++b) lengths[b] = b * 7 % 23;
@@ -43,6 +56,8 @@ void test_pool() {
 void test_threads() {  // what the threads share does not depend on the ISA level: the best one
   test_nt_xent<float>();
   test_nt_xent<BFloat16>();
+  test_interest_softmax<float>();
+  test_interest_softmax<BFloat16>();
   test_pool<float>();
   test_pool<BFloat16>();
 }
