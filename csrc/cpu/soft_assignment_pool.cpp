@@ -9,7 +9,7 @@
 #include "cpu/level.h"
 #include "cpu/parallel.h"
 #include "cpu/partition.h"
-#include "cpu/sorted_ids.h"
+#include "cpu/shared_rows.h"
 
 namespace cmi_fast {
 
@@ -170,12 +170,12 @@ Tensor forward(const Call<T>& call) {
   return pooled;
 }
 
-// More than the caches hold until somebody reads it, and rows that are whole cache lines of what is computed.
+// More than the caches hold until somebody reads it, and rows that are whole cache lines of T. Kernels stream what they
+// store as T, so a half type's own alignment does not matter.
 template <class T>
 bool worth_streaming(const Tensor& rows) {
   constexpr int64_t CACHED_BYTES = 4 << 20, CACHE_LINE = 64;
-  return rows.scalar_type() == SCALAR_TYPE<T> && rows.numel() * sizeof(T) > CACHED_BYTES &&
-         rows.size(-1) * sizeof(T) % CACHE_LINE == 0 &&
+  return rows.numel() * sizeof(T) > CACHED_BYTES && rows.size(-1) * sizeof(T) % CACHE_LINE == 0 &&
          reinterpret_cast<uintptr_t>(rows.const_data_ptr()) % CACHE_LINE == 0;
 }
 
@@ -184,11 +184,18 @@ void add(const T* from, int64_t count, T* to) {
   for (int64_t i = 0; i < count; ++i) to[i] += from[i];
 }
 
-// Fills the gradient of the items, or of the rows read from the table in the order of their ids, and returns those of
-// categories and temperature; empty where not wanted.
+// Where the gradients of the items go.
 template <class T>
-std::pair<Tensor, Tensor> backward(const Call<T>& call, const Tensor& pooled_grad_, const Tensor& items,
-                                   const int64_t* place, bool categories_grad, bool temperature_grad) {
+struct ItemGradients {
+  Tensor items;  // or of the table; empty where not wanted
+  T* shared = nullptr;
+  const int32_t* place = nullptr;
+};
+
+// Fills the gradients of the items and returns those of categories and temperature; empty where not wanted.
+template <class T>
+std::pair<Tensor, Tensor> backward(const Call<T>& call, const Tensor& pooled_grad_, const ItemGradients<T>& to,
+                                   bool categories_grad, bool temperature_grad) {
   const auto& p = call.problem;
   const int64_t size = p.categories * p.d;
   STD_TORCH_CHECK(pooled_grad_.numel() == p.view_count * p.sequences.batch * size &&
@@ -201,13 +208,13 @@ std::pair<Tensor, Tensor> backward(const Call<T>& call, const Tensor& pooled_gra
   const Tensor temperature_parts = call.new_tensor(temperature_grad ? call.parts : 0);
   T* const category_sums = mutable_data<T>(category_parts);
   T* const temperature_sums = mutable_data<T>(temperature_parts);
-  const bool items_grad = items.numel() > 0;
-  const MutableRows item_rows{items_grad ? items.mutable_data_ptr() : nullptr, element<T>(items)};
-  const bool stream = items_grad && worth_streaming<T>(items);
+  const MutableRows item_rows{to.items.numel() > 0 ? to.items.mutable_data_ptr() : nullptr, element<T>(to.items)};
+  const bool stream = worth_streaming<T>(to.items);
   call.parallel([&](int64_t part, int64_t begin, int64_t end, T* workspace) {
     const SoftAssignmentPoolGradients<T> gradients{pooled_grad.const_data_ptr(),
                                                    item_rows,
-                                                   place,
+                                                   to.shared,
+                                                   to.place,
                                                    stream,
                                                    categories_grad ? category_sums + part * size : nullptr,
                                                    temperature_grad ? temperature_sums + part : nullptr};
@@ -223,13 +230,10 @@ std::pair<Tensor, Tensor> backward(const Call<T>& call, const Tensor& pooled_gra
 }
 
 template <class T>
-void sum_into_table(const Tensor& rows, const std::vector<int64_t>& ids, const Tensor& table) {
-  const TableGradient<T> gradient{data<T>(rows),
-                                  ids.data(),
-                                  int64_t(ids.size()),
-                                  table.size(1),
-                                  {table.mutable_data_ptr(), element<T>(table)},
-                                  worth_streaming<T>(table)};
+void sum_into_table(const T* rows, const SharedRows& shared, const Tensor& table) {
+  const TableGradient<T> gradient{
+      shared.readers.data(),    shared.end.data(), rows, table.size(1), {table.mutable_data_ptr(), element<T>(table)},
+      worth_streaming<T>(table)};
   constexpr int64_t PART = 1024;  // rows of the table
   const int64_t count = table.size(0), parts = (count + PART - 1) / PART;
   const int64_t workers = std::min<int64_t>(parts, torch::stable::get_num_threads());
@@ -264,7 +268,7 @@ Gradients soft_assignment_pool_backward(Tensor pooled_grad, Tensor items, Tensor
     using T = decltype(type);
     const Call<T> call({items, categories, {}, views, lengths, offsets, temperature, temperature_tensor});
     const Tensor gradient = items_grad ? torch::stable::empty_like(call.items) : call.new_tensor(0);
-    const auto [c, t] = backward(call, pooled_grad, gradient, nullptr, categories_grad, temperature_grad);
+    const auto [c, t] = backward(call, pooled_grad, ItemGradients<T>{gradient}, categories_grad, temperature_grad);
     return {gradient, c, t};
   });
 }
@@ -288,15 +292,16 @@ Gradients item_soft_assignment_pool_backward(Tensor pooled_grad, Tensor ids, Ten
     const auto& p = call.problem;
     if (!table_grad) {
       const Tensor none = call.new_tensor(0);
-      const auto [c, t] = backward(call, pooled_grad, none, nullptr, categories_grad, temperature_grad);
+      const auto [c, t] = backward(call, pooled_grad, ItemGradients<T>{none}, categories_grad, temperature_grad);
       return {none, c, t};
     }
-    const SortedIds sorted =
-        sorted_ids(p.sequences, p.ids, p.rows, table.size(0), [&](int64_t row) { return call.in_a_view(row); });
-    const Tensor rows = torch::stable::new_empty(call.items, {int64_t(sorted.ids.size()), p.d}, SCALAR_TYPE<T>);
-    const auto [c, t] = backward(call, pooled_grad, rows, sorted.place.data(), categories_grad, temperature_grad);
-    const Tensor gradient = torch::stable::empty_like(call.items);
-    sum_into_table<T>(rows, sorted.ids, gradient);
+    STD_TORCH_CHECK(p.rows < (int64_t(1) << 31), "ids: expected fewer than 2^31, found ", p.rows);
+    const SharedRows shared =
+        shared_rows(p.sequences, p.ids, p.rows, table.size(0), [&](int64_t row) { return call.in_a_view(row); });
+    const Tensor rows = call.new_tensor(shared.count * p.d), gradient = torch::stable::empty_like(call.items);
+    const ItemGradients<T> to{gradient, mutable_data<T>(rows), shared.place.data()};
+    const auto [c, t] = backward(call, pooled_grad, to, categories_grad, temperature_grad);
+    sum_into_table(data<T>(rows), shared, gradient);
     return {gradient, c, t};
   });
 }

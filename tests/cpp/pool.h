@@ -9,7 +9,7 @@
 #include "cpu/kernels/soft_assignment_pool.h"
 #include "cpu/kernels/table_gradient.h"
 #include "cpu/partition.h"
-#include "cpu/sorted_ids.h"
+#include "cpu/shared_rows.h"
 
 namespace cmi_fast::testing {
 
@@ -134,14 +134,14 @@ struct PoolRun {
     else if (c.stream)
       backward_streaming();
     else
-      backward(result.items.empty() ? nullptr : result.items.data(), STORED<S>, nullptr);
+      backward(result.items.empty() ? nullptr : result.items.data());
     return result;
   }
 
   // Of exactly the size that the kernel asks for; one for each part, as the workers' contents must not matter.
   std::vector<T> workspace() const { return poisoned<T>(kernel.workspace_size(c.m, c.d, problem.view_count)); }
 
-  void backward(void* items, Element element, const int64_t* place) {
+  void backward(S* items, T* shared = nullptr, const int32_t* place = nullptr) {
     const int64_t parts = boundaries.size() - 1;
     std::vector<std::vector<T>> categories(parts), temperature(parts);
     for_each_part(parts, workers, parallel, [&](int64_t part, int64_t) {
@@ -150,7 +150,8 @@ struct PoolRun {
       const auto wanted = [](std::vector<T>& gradient) { return gradient.empty() ? nullptr : gradient.data(); };
       kernel.backward(problem, boundaries[part], boundaries[part + 1],
                       {.pooled = inputs.pooled_grad.data(),
-                       .items = {items, element},
+                       .items = {items, STORED<S>},
+                       .shared = shared,
                        .place = place,
                        .stream = c.stream,
                        .categories = wanted(categories[part]),
@@ -169,7 +170,7 @@ struct PoolRun {
   void backward_streaming() {
     const int64_t size = result.items.size();
     const auto memory = aligned<S>(size);
-    backward(memory.get(), STORED<S>, nullptr);
+    backward(memory.get());
     std::copy_n(memory.get(), size, result.items.data());
   }
 
@@ -179,13 +180,14 @@ struct PoolRun {
       for (int64_t view = 0; view < problem.view_count; ++view) any = any || inputs.in_view(c, view, row);
       return any;
     };
-    const SortedIds sorted = sorted_ids(problem.sequences, inputs.ids.data(), c.rows(), c.table_rows, counts);
-    const int64_t count = sorted.ids.size(), size = c.stream ? c.table_rows * c.d : 0;
-    const auto rows = aligned<T>(count * c.d);
+    const SharedRows shared = shared_rows(problem.sequences, inputs.ids.data(), c.rows(), c.table_rows, counts);
+    const int64_t size = c.stream ? c.table_rows * c.d : 0;
+    const auto rows = aligned<T>(shared.count * c.d);
     const auto table = aligned<S>(size);
-    backward(rows.get(), Element::computed, sorted.place.data());
     S* const out = c.stream ? table.get() : result.items.data();
-    const TableGradient<T> gradient{rows.get(), sorted.ids.data(), count, c.d, {out, STORED<S>}, c.stream};
+    backward(out, rows.get(), shared.place.data());
+    const TableGradient<T> gradient{shared.readers.data(), shared.end.data(), rows.get(), c.d,
+                                    {out, STORED<S>},      c.stream};
     const int64_t parts = std::min<int64_t>(c.table_rows, 3);
     for_each_part(parts, workers, parallel, [&](int64_t part, int64_t) {
       run_table_gradient(gradient, c.table_rows * part / parts, c.table_rows * (part + 1) / parts);

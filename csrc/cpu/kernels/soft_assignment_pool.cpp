@@ -62,6 +62,19 @@ struct Loops {
     return 2 * BLOCK * (shape.d + 1) + 4 * BLOCK * shape.m + (5 + view_count) * shape.m * shape.d;
   }
 
+  // Fetches into L2 the rows that items start .. start + count of sequence b read from the table: those of the next
+  // sequence while one is computed. Inlined, as gcc drops calls of a function that does nothing but prefetch.
+  __attribute__((always_inline)) static void prefetch_rows(const Problem& p, int64_t b, int64_t start, int64_t count) {
+    if (!p.ids || b >= p.sequences.batch) return;
+    constexpr int64_t CACHE_LINE = 64;
+    constexpr int L2 = 2;
+    const int64_t first = p.sequences.first(b), length = p.sequences.length(b);
+    const int64_t row_bytes = p.d * (p.items.element == Element::computed ? sizeof(T) : 2);
+    for (int64_t i = start; i < start + count && i < length; ++i)
+      for (int64_t byte = 0; byte < row_bytes; byte += CACHE_LINE)
+        __builtin_prefetch(static_cast<const char*>(p.items.data) + p.ids[first + i] * row_bytes + byte, 0, L2);
+  }
+
   // Unit rows of `count` items; returns the rows of the block, padded to whole tiles.
   template <int TILE_ROWS>
   static int64_t load_block(const Problem& p, const Shape& shape, const int64_t* rows, int64_t count,
@@ -130,6 +143,7 @@ struct Loops {
         while (start < length && !views[start]) ++start;
         for (; start < length; start += BLOCK) {
           const int64_t count = length - start < BLOCK ? length - start : BLOCK;
+          prefetch_rows(p, b + 1, start, count);
           const int64_t padded = load_block<FORWARD_ROWS>(p, shape, rows + start, count, w);
           product<Narrow, FORWARD_ROWS, FORWARD_VECTORS>(padded, m, d, Scalars<T>{w.unit, d, 1}, transposed, m,
                                                          w.scores, m, false);
@@ -198,27 +212,32 @@ struct Loops {
 
   static void store_item_gradient(const Problem& p, const Shape& shape, const int64_t* rows, int64_t count,
                                   const Workspace& w, const Gradients& gradients) {
-    const bool in_place = gradients.items.element == Element::computed;
+    const bool items_computed = gradients.items.element == Element::computed;
     for (int64_t i = 0; i < count; ++i) {
       T* const dv = w.item_gradient + i * shape.d;
       const T *v = w.unit + i * shape.d, inverse = w.inverse[i], radial = w.radial[i];
-      const int64_t place = gradients.place ? gradients.place[rows[i]] : rows[i], d = p.d;
-      T* const to = in_place ? static_cast<T*>(gradients.items.data) + place * d : dv;
-      if (gradients.stream) {
+      const int64_t row = rows[i], d = p.d, item = p.ids ? p.ids[row] : row;
+      const int64_t place = gradients.place ? gradients.place[row] : NOT_SHARED;
+      const bool in_place = items_computed || place != NOT_SHARED;
+      T* const to = place != NOT_SHARED ? gradients.shared + place * d
+                    : items_computed    ? static_cast<T*>(gradients.items.data) + item * d
+                                        : dv;
+      if (gradients.stream && in_place) {
         for (int64_t j = 0; j < d; j += WIDE_LANES)
           store_streaming(to + j, (load<Wide>(dv + j) - load<Wide>(v + j) * radial) * inverse);
         continue;
       }
 #pragma omp simd
       for (int64_t j = 0; j < d; ++j) to[j] = (dv[j] - v[j] * radial) * inverse;
-      if (!in_place) write_row(dv, place, d, gradients.items);
+      if (!in_place) write_row(dv, item, d, gradients.items);
     }
   }
 
   static void clear_item_gradient(const Problem& p, int64_t row, int64_t count, const Gradients& gradients) {
-    const int64_t bytes = gradients.items.element == Element::computed ? sizeof(T) : 2;
+    const bool computed = gradients.items.element == Element::computed;
+    const int64_t bytes = computed ? sizeof(T) : 2;
     char* const to = static_cast<char*>(gradients.items.data) + row * p.d * bytes;
-    if (!gradients.stream) return set_zero(to, count * p.d * bytes);
+    if (!computed || !gradients.stream) return set_zero(to, count * p.d * bytes);
     for (int64_t i = 0; i < count * p.d * bytes; i += WIDE) store_streaming(reinterpret_cast<T*>(to + i), Wide{});
   }
 
@@ -264,6 +283,7 @@ struct Loops {
           load_cotangent(p, shape, gradients.pooled, b, group, w);
           for (int64_t start = from; start < to; start += BLOCK) {
             const int64_t count = to - start < BLOCK ? to - start : BLOCK;
+            prefetch_rows(p, b + 1, start, count);
             tangential += differentiate_block(p, shape, rows + start, count, gradients, w);
           }
         });

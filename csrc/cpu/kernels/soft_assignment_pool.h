@@ -19,12 +19,15 @@ struct SoftAssignmentPool {
   const T* packed;  // unit categories, packed by pack_categories
 };
 
+constexpr int32_t NOT_SHARED = -1;  // no other item reads this row of the table: its gradient goes straight there
+
 template <class T>
 struct SoftAssignmentPoolGradients {
   const void* pooled;    // [view_count, batch, m, d], the cotangent
-  MutableRows items;     // [rows, d], or data null: not wanted
-  const int64_t* place;  // the row of `items` that a row's gradient goes to, or null: its own
-  bool stream;           // write it past the caches: a row is whole cache lines
+  MutableRows items;     // [rows, d], or of the table [V, d]; data null: not wanted
+  T* shared;             // gradients of table rows that several items read, before their sum
+  const int32_t* place;  // [rows]: the row of `shared` that an item's gradient goes to, or NOT_SHARED; null: none is
+  bool stream;           // write rows of T past the caches: they are whole cache lines
   T* categories;         // [m, d] partial sum of this call, with respect to the unit categories; or null
   T* temperature;        // [1] partial sum of this call, or null
 };

@@ -1,4 +1,4 @@
-// The gradient of a table from those of the rows that were read from it.
+// The gradient of a table from those of the items that read its rows.
 #pragma once
 
 #include "cpu/kernels/element.h"
@@ -7,11 +7,12 @@ namespace cmi_fast {
 
 template <class T>
 struct TableGradient {
-  const T* rows;       // [count, d]
-  const int64_t* ids;  // [count], the row of the table that each was read from; sorted
-  int64_t count, d;
-  MutableRows table;  // [V, d]: sums, in the order of rows; zero where none was read
-  bool stream;        // write it past the caches: a row is whole cache lines
+  const int32_t* readers;  // [V]: how many items read a row of the table
+  const int32_t* end;      // [V]: where the row's gradients end in `shared`, if it has several readers
+  const T* shared;         // [., d], in the order of the table's rows
+  int64_t d;
+  MutableRows table;  // [V, d]: sums, in the order of `shared`; zero for no reader; what one reader wrote stays
+  bool stream;        // write rows of T past the caches: they are whole cache lines
 };
 
 struct TableGradientKernels {
