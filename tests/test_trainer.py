@@ -79,7 +79,7 @@ def test_everything_is_on_the_models_device() -> None:
     config = load_config(settings=SMALL)
     model = build_model(config, 40, candidate_frequency(PLAYS, 40)).to("meta")
     sampler = BatchSampler(PLAYS, np.ones(40, dtype=bool), batch_size=32)
-    losses = model.loss(*to_tensors(next(iter(sampler.epoch(0))), model.items.device))
+    losses = model.loss(*(x.to("meta") for x in to_tensors(sampler.batch(0, 0))))
     losses.total.backward()
     assert all(parameter.grad is not None and parameter.grad.is_meta for parameter in model.parameters())
     ranker = Ranker(model, config, np.arange(40), np.arange(40))

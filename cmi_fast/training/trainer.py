@@ -6,11 +6,13 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import count
 
 import numpy as np
 import torch
 
 from cmi_fast.data import Histories
+from cmi_fast.data.prefetch import prefetch
 from cmi_fast.data.sampler import Batch, BatchSampler
 from cmi_fast.errors import InputError
 from cmi_fast.models.cmi import CMI
@@ -110,7 +112,7 @@ def train(
         seed=config.seed,
     )
     steps = config.steps_per_epoch or len(sampler)
-    batches = _endless(sampler)
+    batches = prefetched_batches(sampler, model.items.device)
     optimizer = torch.optim.Adam(model.parameters(), lr=config.lr, fused=True)
     best: Epoch | None = None
     epochs: list[Epoch] = []
@@ -144,21 +146,27 @@ def train(
     return best, epochs
 
 
-def _endless(sampler: BatchSampler) -> Iterator[Batch]:
-    epoch = 0
-    while True:
-        yield from sampler.epoch(epoch)
-        epoch += 1
+def prefetched_batches(sampler: BatchSampler, device: torch.device, first: int = 0) -> Iterator[list[torch.Tensor]]:
+    """Epoch after epoch the arguments of ``CMI.loss``, from batch ``first`` on, sampled ahead in the background.
+
+    For a GPU they lie in pinned memory, from where they are copied while the host goes on.
+    """
+
+    def draw(number: int) -> list[torch.Tensor]:
+        tensors = to_tensors(sampler.batch(*divmod(number, len(sampler))))
+        return [x.pin_memory() for x in tensors] if device.type == "cuda" else tensors
+
+    return prefetch(draw, count(first))
 
 
-def to_tensors(batch: Batch, device: torch.device) -> list[torch.Tensor]:
+def to_tensors(batch: Batch) -> list[torch.Tensor]:
     """The arguments of ``CMI.loss``."""
     arrays = batch.history, batch.lengths, batch.views, batch.positives, batch.negatives
-    return [torch.from_numpy(x).to(device) for x in arrays]
+    return [torch.from_numpy(x) for x in arrays]
 
 
-def _step(model: CMI, optimizer: torch.optim.Optimizer, batch: Batch) -> dict[str, float]:
-    losses = model.loss(*to_tensors(batch, model.items.device))
+def _step(model: CMI, optimizer: torch.optim.Optimizer, batch: list[torch.Tensor]) -> dict[str, float]:
+    losses = model.loss(*(x.to(model.items.device, non_blocking=True) for x in batch))
     optimizer.zero_grad(set_to_none=True)
     losses.total.backward()
     optimizer.step()

@@ -1,0 +1,3 @@
+from cmi_fast.data import draws
+
+class Draws(draws.Draws): ...
