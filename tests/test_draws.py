@@ -14,12 +14,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chisquare
 
-from cmi_fast.data import draws, sampler
+from cmi_fast.data import draws
+from cmi_fast.data.compiled import compiled
+from cmi_fast.data.distinct import distinct, distinct_items
 from cmi_fast.data.histories import Histories
 from cmi_fast.data.prefetch import prefetch
 from cmi_fast.data.sampler import Batch, BatchSampler
 
-needs_compiled = pytest.mark.skipif(sampler._sampler is None, reason="no compiled sampler")
+needs_compiled = pytest.mark.skipif(compiled is None, reason="no compiled sampler")
 
 
 def random_histories(users: int, items: int, longest: int, seed: int) -> Histories:
@@ -85,8 +87,8 @@ def test_compiled_batches_equal_the_definition(log: tuple[int, ...], options: di
     catalogue[-1] = True  # never played
     if not (train.lengths > 1).any():
         return
-    defined, compiled = (BatchSampler(train, catalogue, backend=b, **options) for b in ("reference", "cpu"))
-    for first, second in zip(defined.epoch(epoch), compiled.epoch(epoch), strict=True):
+    defined, under_test = (BatchSampler(train, catalogue, backend=b, **options) for b in ("reference", "cpu"))
+    for first, second in zip(defined.epoch(epoch), under_test.epoch(epoch), strict=True):
         assert_equal(first, second)
 
 
@@ -94,14 +96,14 @@ def test_compiled_batches_equal_the_definition(log: tuple[int, ...], options: di
 @pytest.mark.parametrize("samples_per_user", [None, 20])
 def test_long_histories_and_a_large_catalogue_are_drawn_as_defined(samples_per_user: int | None) -> None:
     train = random_histories(300, 10_000_000, 250, 0)
-    defined, compiled = (
+    defined, under_test = (
         BatchSampler(
             train, np.ones(10_000_000, bool), batch_size=512, samples_per_user=samples_per_user, backend=backend
         )
         for backend in ("reference", "cpu")
     )
     for index in (0, len(defined) // 2, len(defined) - 1):
-        assert_equal(defined.batch(3, index), compiled.batch(3, index))
+        assert_equal(defined.batch(3, index), under_test.batch(3, index))
 
 
 @pytest.mark.parametrize("threads", [1, 2, 4])
@@ -137,4 +139,22 @@ def test_memory_maps_are_read_where_they_are(tmp_path: Path) -> None:
 def test_arrays_of_another_type_are_refused_not_copied() -> None:
     arrays = [np.zeros(2, np.int64)] * 8  # the second, of items, must be int32
     with pytest.raises(TypeError):
-        sampler._sampler.Draws(*arrays, 1, 0.5, False, False)  # type: ignore[union-attr]
+        compiled.Draws(*arrays, 1, 0.5, False, False)  # type: ignore[union-attr]
+
+
+@needs_compiled
+@pytest.mark.parametrize(("items", "batch_size"), [(60, 7), (64, 64), (500, 200), (1_000_000, 50)])
+def test_the_distinct_items_of_a_batch(items: int, batch_size: int) -> None:
+    """Places name the items they stand for, each row is read somewhere, and the padding reads none."""
+    assert compiled is not None
+    log = random_histories(100, items, 30, 4)
+    for batch in BatchSampler(log, np.ones(items, bool), batch_size=batch_size).epoch(0):
+        rows, places = distinct_items(batch, items)
+        inside = np.arange(batch.history.shape[1]) < batch.lengths[:, None]
+        assert np.array_equal(rows[places.history[inside]], batch.history[inside])
+        assert np.array_equal(rows[places.positives], batch.positives)
+        assert np.array_equal(rows[places.negatives], batch.negatives)
+        assert set(rows) == {*batch.history[inside], *batch.positives, *batch.negatives}
+        arrays = batch.history, batch.lengths, batch.positives, batch.negatives
+        for found, defined in zip(compiled.distinct(*arrays, items), distinct(*arrays), strict=True):
+            assert found.dtype == defined.dtype and np.array_equal(found, defined)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from typing import TypeVar
@@ -14,7 +14,7 @@ Result = TypeVar("Result")
 
 def prefetch(
     function: Callable[[Argument], Result], arguments: Iterable[Argument], *, threads: int = 2, ahead: int = 4
-) -> Iterator[Result]:
+) -> Generator[Result, None, None]:
     """``map(function, arguments)``, with up to ``ahead`` results ready or under way in ``threads`` threads.
 
     ``arguments`` may be endless. An exception of ``function`` is raised in its result's place. Closing the iterator

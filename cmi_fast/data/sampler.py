@@ -10,13 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cmi_fast.data import draws
+from cmi_fast.data.compiled import compiled
 from cmi_fast.data.histories import Histories
 from cmi_fast.errors import InputError
-
-try:
-    from cmi_fast import _sampler
-except ImportError:  # a pure-Python install
-    _sampler = None  # type: ignore[assignment]
 
 
 @dataclass(frozen=True)
@@ -87,6 +83,7 @@ class BatchSampler:
             raise InputError("training days: found no user with two plays and an item never played")
         in_epoch = counts if samples_per_user is None else np.minimum(counts, samples_per_user)
         self.num_samples = int(in_epoch.sum())  # in one epoch
+        self.num_items = len(catalogue)
         self._batch_size = batch_size
         # SeedSequence makes one word of a seed of any size.
         self._key = int(np.random.SeedSequence(seed).generate_state(1, np.uint64)[0])
@@ -123,9 +120,9 @@ class BatchSampler:
 def _implementation(backend: str) -> type[draws.Draws]:
     if backend not in ("auto", "cpu", "reference"):
         raise InputError(f"backend: found {backend!r}, expected 'auto', 'cpu' or 'reference'")
-    if backend == "cpu" and _sampler is None:
+    if backend == "cpu" and compiled is None:
         raise InputError("backend 'cpu': the package was installed without compiled code")
-    return draws.Draws if backend == "reference" or _sampler is None else _sampler.Draws
+    return draws.Draws if backend == "reference" or compiled is None else compiled.Draws
 
 
 class UnplayedItems:

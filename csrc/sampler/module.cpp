@@ -4,6 +4,7 @@
 
 #include <vector>
 
+#include "sampler/distinct.h"
 #include "sampler/draws.h"
 
 namespace py = pybind11;
@@ -50,6 +51,37 @@ class Draws {
   Tables tables_;
 };
 
+// cmi_fast.data.distinct.distinct; all items are known to lie in 0 ... num_items - 1.
+py::tuple distinct(const Array<int64_t>& history, const Array<int64_t>& lengths, const Array<int64_t>& positives,
+                   const Array<int64_t>& negatives, int64_t num_items) {
+  const int64_t batch = history.shape(0), width = history.shape(1);
+  Array<int64_t> history_places({batch, width}), positive_places(batch), negative_places(batch);
+  DistinctItems items(num_items);
+  int64_t count;
+  {
+    const int64_t* const from[] = {history.data(), positives.data(), negatives.data(), lengths.data()};
+    int64_t* const to[] = {history_places.mutable_data(), positive_places.mutable_data(),
+                           negative_places.mutable_data()};
+    py::gil_scoped_release others_run;
+    for (int64_t b = 0; b < batch; ++b) {
+      for (int64_t i = 0; i < from[3][b]; ++i) items.add(from[0][b * width + i]);
+      items.add(from[1][b]);
+      items.add(from[2][b]);
+    }
+    count = items.count();
+    for (int64_t b = 0; b < batch; ++b) {
+      for (int64_t i = 0; i < width; ++i) {
+        to[0][b * width + i] = i < from[3][b] ? items.place(from[0][b * width + i]) : 0;
+      }
+      to[1][b] = items.place(from[1][b]);
+      to[2][b] = items.place(from[2][b]);
+    }
+  }
+  Array<int64_t> rows(count);
+  items.list(rows.mutable_data());
+  return py::make_tuple(rows, history_places, positive_places, negative_places);
+}
+
 PYBIND11_MODULE(_sampler, module) {
   module.doc() = "cmi_fast.data.draws, compiled.";
   auto held = [](const char* name) { return py::arg(name).noconvert(); };
@@ -60,6 +92,8 @@ PYBIND11_MODULE(_sampler, module) {
            held("played_starts"), held("unplayed_below"), py::arg("max_history"), py::arg("view_share"),
            py::arg("disjoint_views"), py::arg("chosen_per_user"))
       .def("draw", &Draws::draw, py::arg("epoch"), py::arg("first"), py::arg("count"));
+  module.def("distinct", &distinct, held("history"), held("lengths"), held("positives"), held("negatives"),
+             py::arg("num_items"));
 }
 
 }  // namespace
