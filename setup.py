@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 from setuptools import Extension, setup
@@ -13,13 +14,6 @@ from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent.resolve()
 PURE_PYTHON = os.environ.get("CMI_FAST_PURE_PYTHON") == "1"
-
-
-class NativeLibrary(Extension):
-    """The compiled operators: one shared library, loaded by torch and not a Python module."""
-
-    def __init__(self) -> None:
-        super().__init__("cmi_fast.libcmi_fast", sources=[])
 
 
 class CMakeBuild(build_ext):
@@ -31,9 +25,15 @@ class CMakeBuild(build_ext):
                 f"cmi_fast: no C++ compiler found (looked for {looked_for}). Install g++ or clang, or "
                 "set CMI_FAST_PURE_PYTHON=1 for a slower install without compiled operators."
             )
+        if not Path(sysconfig.get_path("include"), "Python.h").exists():
+            sys.exit(
+                f"cmi_fast: no Python.h found in {sysconfig.get_path('include')}. Install Python's headers "
+                "(python3-dev or python3-devel), or set CMI_FAST_PURE_PYTHON=1 for a slower install without compiled "
+                "code."
+            )
         super().run()
 
-    def build_extension(self, extension: Extension) -> None:
+    def build_extensions(self) -> None:
         torch = importlib.util.find_spec("torch")
         if torch is None or torch.origin is None:
             sys.exit(
@@ -41,7 +41,7 @@ class CMakeBuild(build_ext):
             )
         build = Path(self.build_temp).resolve()
         (build / "CMakeCache.txt").unlink(missing_ok=True)  # it names the ninja of an environment that pip has deleted
-        target = Path(self.get_ext_fullpath(extension.name)).resolve().parent
+        target = Path(self.get_ext_fullpath(self.extensions[0].name)).resolve().parent
         cmake = [sys.executable, "-m", "cmake"] if importlib.util.find_spec("cmake") else ["cmake"]
         configure = [
             "-S",
@@ -51,6 +51,7 @@ class CMakeBuild(build_ext):
             "-G",
             "Ninja",
             f"-DTORCH_DIR={Path(torch.origin).parent}",
+            f"-DCMI_FAST_PYTHON={sys.executable}",
             f"-DCMAKE_INSTALL_PREFIX={target}",
             f"-DCMI_FAST_CUDA={os.environ.get('CMI_FAST_CUDA', 'AUTO')}",
         ]
@@ -58,15 +59,22 @@ class CMakeBuild(build_ext):
         subprocess.run([*cmake, "--build", build, "--target", "install"], check=True)
 
     def get_ext_filename(self, name: str) -> str:
-        return name.replace(".", os.sep) + ".so"  # no CPython tag: the library does not know Python
+        if name.endswith("libcmi_fast"):
+            return name.replace(".", os.sep) + ".so"  # no CPython tag: the library does not know Python
+        return super().get_ext_filename(name)
 
 
-class AnyPythonWheel(bdist_wheel):
+class Wheel(bdist_wheel):
+    """Tied to one CPython by the sampler; without compiled code, for every Python."""
+
     def get_tag(self) -> tuple[str, str, str]:
-        return ("py3", "none", "any" if PURE_PYTHON else super().get_tag()[2])
+        return ("py3", "none", "any") if PURE_PYTHON else super().get_tag()
 
+
+# Both are built in one go; the list tells setuptools which files to expect.
+EXTENSIONS = [Extension("cmi_fast.libcmi_fast", sources=[]), Extension("cmi_fast._sampler", sources=[])]
 
 setup(
-    ext_modules=[] if PURE_PYTHON else [NativeLibrary()],
-    cmdclass={"build_ext": CMakeBuild, "bdist_wheel": AnyPythonWheel},
+    ext_modules=[] if PURE_PYTHON else EXTENSIONS,
+    cmdclass={"build_ext": CMakeBuild, "bdist_wheel": Wheel},
 )

@@ -6,8 +6,10 @@ import io
 import itertools
 import json
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -19,16 +21,17 @@ from cmi_fast.tables import text_table
 
 UsageError: Any = typer.BadParameter.__base__  # of click, which newer typers carry within themselves
 
+if TYPE_CHECKING:
+    from cmi_fast.data import Interactions
+
 app = typer.Typer(
     help="Fast, exact multi-interest recommendation.",
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # boxes would wrap messages
 )
 
-Log = Annotated[
-    Path,
-    typer.Argument(help="A log of plays: Parquet, CSV, TSV, .inter, .dat (also with .gz) or .npz.", show_default=False),
-]
+LOG_HELP = "A log of plays: Parquet, CSV, TSV, .inter, .dat (also with .gz) or .npz."
+Log = Annotated[Path, typer.Argument(help=LOG_HELP, show_default=False)]
 Run = Annotated[Path, typer.Argument(help="The folder that train left.", show_default=False)]
 Where = Annotated[str | None, typer.Option(help="Row filter, such as 'long_view = 1'.")]
 Positive = Annotated[str | None, typer.Option(help="A play has one of these above 0: like,forward.")]
@@ -97,9 +100,12 @@ def stats(
 
 @app.command()
 def train(
-    data: Log,
-    out: Annotated[Path, typer.Option(help="Folder to create.", show_default=False)],
+    data: Annotated[Path | None, typer.Argument(help=LOG_HELP)] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder to create.")] = None,
+    resume: Annotated[Path | None, typer.Option(help="Folder of an interrupted training; continue it.")] = None,
     model: Annotated[str | None, typer.Option(help="The model: cmi.")] = None,
+    optimizer: Annotated[str | None, typer.Option(help="adam, or lazy-adam for millions of items.")] = None,
+    precision: Annotated[str | None, typer.Option(help="float32 or bf16.")] = None,
     config: Annotated[Path | None, typer.Option(help="Settings as a TOML file.")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="One setting: key=value.")] = None,
     where: Where = None,
@@ -116,26 +122,42 @@ def train(
 ) -> None:
     """Train on all but the last two days, choose the epoch on the last but one, test on the last (or --split)."""
     from cmi_fast.display import display
-    from cmi_fast.run import check_output, train_run
+    from cmi_fast.run import check_output, resume_run, train_run
     from cmi_fast.training.config import Source, load_config
 
-    settings = (set_ or []) + ([f"model={model}"] if model is not None else [])
-    loaded = load_config(config, settings)
-    given = _given(data, where, positive, columns, time_zone, split)
-    source = loaded.data.model_copy(update=given) if loaded.data is not None else Source(**given)
-    check_output(out, data, overwrite)
-    with display() as progress:
-        metrics = train_run(
-            source,
-            out,
-            loaded,
-            device=device,
-            item_categories=item_categories,
-            on_read=lambda interactions: _print_notes(interactions.notes),
-            progress=progress,
-        )
+    def on_read(interactions: Interactions) -> None:
+        _print_notes(interactions.notes)
+
+    run: Path
+    if resume is not None:
+        others = (data, out, model, optimizer, precision, config, set_, where, positive, columns, time_zone, split)
+        if any(x is not None for x in (*others, item_categories)) or overwrite or device != "cpu":
+            raise InputError("--resume: expected no other arguments, as the training goes on with those it began with")
+        run = resume
+        with _resumable(run), display() as progress:
+            metrics = resume_run(run, on_read=on_read, progress=progress)
+    else:
+        if data is None or out is None:
+            raise InputError("train: expected a log and --out, or --resume")
+        run = out
+        named = {"model": model, "optimizer": optimizer, "precision": precision}
+        settings = [f"{key}={value}" for key, value in named.items() if value is not None]
+        loaded = load_config(config, (set_ or []) + settings)
+        given = _given(data, where, positive, columns, time_zone, split)
+        source = loaded.data.model_copy(update=given) if loaded.data is not None else Source(**given)
+        check_output(run, data, overwrite)
+        with _resumable(run), display() as progress:
+            metrics = train_run(
+                source,
+                run,
+                loaded,
+                device=device,
+                item_categories=item_categories,
+                on_read=on_read,
+                progress=progress,
+            )
     _print_metrics(metrics)
-    print(f"\n{out}: config.toml, model.safetensors, items.parquet, users.parquet, metrics.json")
+    print(f"\n{run}: config.toml, model.safetensors, items.parquet, users.parquet, metrics.json")
 
 
 @app.command()
@@ -208,6 +230,17 @@ def _given(
             raise InputError(f"--columns {columns}: expected role=column, or several with commas between")
         given["columns"] = {role.strip(): column.strip() for role, _, column in pairs}
     return {name: value for name, value in given.items() if value is not None}
+
+
+@contextmanager
+def _resumable(run: Path) -> Iterator[None]:
+    """Ctrl-C ends with a line that says how to go on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        again = f"; to continue: cmi-fast train --resume {run}" if (run / "checkpoint.safetensors").exists() else ""
+        print(f"cmi-fast: interrupted{again}", file=sys.stderr)
+        raise typer.Exit(130) from None
 
 
 def _print_notes(notes: tuple[str, ...]) -> None:

@@ -9,13 +9,17 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
-from cmi_fast.training.trainer import Epoch, Progress
+from cmi_fast.training.checkpoint import Epoch
+from cmi_fast.training.trainer import Progress
 
 
 class Display(Progress):
     def __init__(self, bar: Bar) -> None:
         self.bar = bar
         self.task = bar.add_task("reading", total=None, loss="")
+
+    def resume(self, epoch: int, step: int) -> None:
+        self.bar.console.print(f"continuing in epoch {epoch} after step {step}")
 
     def phase(self, name: str) -> None:
         self.bar.update(self.task, description=name, completed=0, total=None, loss="")

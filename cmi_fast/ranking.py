@@ -112,10 +112,11 @@ class Ranker:
         """The row of each item id; -1 for ids the model does not know (see :func:`rows_of`)."""
         return rows_of(ids, self.item_ids, "item")
 
-    def save(self, run: Path) -> None:
+    def save(self, run: Path, weights: bool = True) -> None:
         """Write config.toml, items.parquet and model.safetensors into the folder ``run``, each by atomic rename.
 
-        The weights go first and come last: without them, what an interruption leaves is no trained model.
+        The weights go first and come last: without them, what an interruption leaves is no trained model. Without
+        ``weights`` the folder is left to wait for :meth:`save_weights`.
         """
         (run / "model.safetensors").unlink(missing_ok=True)
         with atomic_path(run / "config.toml") as path:
@@ -124,8 +125,17 @@ class Ranker:
             rank = np.empty(len(self.item_ids), dtype=np.int64)
             rank[self.popular] = np.arange(1, len(self.popular) + 1)
             write_frame(pl.DataFrame({"item_id": self.item_ids, "popularity_rank": rank}), path)
+        if weights:
+            self.save_weights(run)
+
+    def save_weights(self, run: Path) -> None:
+        """Replace model.safetensors alone, at once."""
         with atomic_path(run / "model.safetensors") as path:
             path.write_bytes(safetensors.torch.save(self.model.state_dict()))  # save_file hides it from other users
+
+    def restore_weights(self, run: Path) -> None:
+        """Give the model the weights that :meth:`save_weights` wrote."""
+        _load_weights(self.model, run / "model.safetensors")
 
     @classmethod
     def load(cls, run: Path) -> Ranker:

@@ -20,7 +20,7 @@ from cmi_fast.evaluation.task import RECENT_DAYS, EvaluationTask, order_by_plays
 from cmi_fast.initial_weights import copy_weights, set_item_vectors
 from cmi_fast.ranking import Ranker, read_users, translate, write_users
 from cmi_fast.training.config import Config, make_config
-from cmi_fast.training.trainer import Progress, build_model, candidate_frequency, parse_device, train
+from cmi_fast.training.trainer import InMemory, Progress, build_model, candidate_frequency, parse_device, train
 
 ItemLists = Sequence[Iterable[Any]] | Mapping[Any, Iterable[Any]]
 
@@ -93,7 +93,7 @@ class Recommender:
             plays,
             self.config,
             evaluate=lambda: {} if task is None else ranker.evaluate(*task),
-            save=lambda: None,
+            keeper=InMemory(model),
             progress=progress or Progress(),
         )
         model.items.requires_grad_(True)

@@ -14,16 +14,26 @@ import polars as pl
 from numpy.typing import NDArray
 
 from cmi_fast.data import Interactions
-from cmi_fast.data.files import atomic_path, write_frame
+from cmi_fast.data.files import atomic_path, remove_leftovers, write_frame
 from cmi_fast.data.ids import read_user_ids, rows_of
 from cmi_fast.errors import InputError
 from cmi_fast.evaluation import POLICY, EvaluationTask, evaluate_baselines
 from cmi_fast.evaluation.categories import category_agreement, read_item_categories
 from cmi_fast.ranking import Ranker, translate, write_users
+from cmi_fast.training.checkpoint import Done, State, Tensors, fingerprint, read_checkpoint, write_checkpoint
 from cmi_fast.training.config import Config, Source, file_name, file_of
-from cmi_fast.training.trainer import Progress, build_model, candidate_frequency, parse_device, train
+from cmi_fast.training.trainer import (
+    Keeper,
+    Progress,
+    best_epoch,
+    build_model,
+    candidate_frequency,
+    parse_device,
+    train,
+)
 
 Metrics = dict[str, Any]
+CHECKPOINT = "checkpoint.safetensors"
 
 
 def check_output(run: Path, data: Path, overwrite: bool) -> None:
@@ -50,13 +60,17 @@ def train_run(
     item_categories: Path | None = None,
     on_read: Callable[[Interactions], None] = lambda interactions: None,
     progress: Progress | None = None,
+    checkpoint: tuple[State, Tensors] | None = None,
 ) -> Metrics:
     """Read, split, train, evaluate beside the baselines; leave everything in ``run`` and return its metrics.
 
-    The folder appears with the first epoch's weights: nothing is written for input that cannot be used.
+    The folder appears when training begins: nothing is written for input that cannot be used. From then on
+    :func:`resume_run` can continue, until the metrics are written.
     """
     progress = progress or Progress()
     target = parse_device(device)
+    if run.is_dir():
+        remove_leftovers(run)
     progress.phase("reading")
     source = Source(path=file_name(data)) if isinstance(data, Path) else data
     interactions = source.read()
@@ -71,15 +85,28 @@ def train_run(
     model = build_model(config, len(catalogue), candidate_frequency(plays, len(catalogue))).to(target)
     ranker = Ranker(model, config, catalogue, rows[valid.popular])
 
+    state = State(
+        config=config,
+        device=device,
+        item_categories=None if item_categories is None else str(item_categories.resolve()),
+        plays=fingerprint(plays),
+        done=Done(),
+    )
+    if checkpoint is not None and checkpoint[0].plays != state.plays:
+        raise InputError(
+            f"{file_of(source.path)}: has changed since the training in {run} began; train into another folder"
+        )
     progress.phase("training")
-    best, epochs = train(
+    epochs = train(
         model,
         plays,
         config,
         evaluate=lambda: ranker.evaluate(valid, rows),
-        save=lambda: _save(ranker, interactions, rows, run),
+        keeper=_Folder(run, ranker, interactions, rows, state, begun=checkpoint is not None),
         progress=progress,
+        checkpoint=None if checkpoint is None else (checkpoint[0].done, checkpoint[1]),
     )
+    best = best_epoch(epochs)
     progress.phase("evaluating")
     metrics: Metrics = {
         "model": config.model,
@@ -94,7 +121,74 @@ def train_run(
         metrics["categories"] = category_agreement(model.assigned_categories().cpu().numpy(), known)
     with atomic_path(run / "metrics.json") as path:
         path.write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+    (run / CHECKPOINT).unlink()
     return metrics
+
+
+def resume_run(
+    run: Path,
+    *,
+    on_read: Callable[[Interactions], None] = lambda interactions: None,
+    progress: Progress | None = None,
+) -> Metrics:
+    """Continue the training that was interrupted in ``run``; it ends with the same weights, bit for bit."""
+    if not run.is_dir():
+        raise InputError(f"--resume {run}: expected the folder of a training that was interrupted, found none")
+    if not (run / CHECKPOINT).exists():
+        complete = (run / "metrics.json").exists()
+        found = "this training is complete" if complete else f"found no {CHECKPOINT}, training had not begun"
+        raise InputError(f"--resume {run}: {found}")
+    state, tensors = read_checkpoint(run / CHECKPOINT)
+    if state.config.data is None:
+        raise InputError(f"{run / CHECKPOINT}: names no log")
+    return train_run(
+        state.config.data,
+        run,
+        state.config,
+        device=state.device,
+        item_categories=None if state.item_categories is None else Path(state.item_categories),
+        on_read=on_read,
+        progress=progress,
+        checkpoint=(state, tensors),
+    )
+
+
+class _Folder(Keeper):
+    """Keeps weights and checkpoints in the folder of a run."""
+
+    def __init__(
+        self,
+        run: Path,
+        ranker: Ranker,
+        interactions: Interactions,
+        rows: NDArray[np.int64],
+        state: State,
+        begun: bool,
+    ) -> None:
+        self._run, self._ranker, self._interactions, self._rows = run, ranker, interactions, rows
+        self._state, self._begun = state, begun
+
+    def checkpoint(self, done: Done, tensors: Tensors) -> None:
+        if not self._begun:
+            self._begin()
+        state = self._state.model_copy(update={"done": done})
+        write_checkpoint(self._run / CHECKPOINT, state, tensors)
+
+    def keep_best(self) -> None:
+        self._ranker.save_weights(self._run)
+
+    def restore_best(self) -> None:
+        self._ranker.restore_weights(self._run)
+
+    def _begin(self) -> None:
+        """Everything but the weights; what an earlier run left goes, as it would describe other weights."""
+        self._run.mkdir(parents=True, exist_ok=True)
+        for name in ("metrics.json", CHECKPOINT):
+            (self._run / name).unlink(missing_ok=True)
+        histories = translate(self._interactions.histories(), self._rows)
+        write_users(self._run / "users.parquet", self._interactions.user_ids, histories)
+        self._ranker.save(self._run, weights=False)
+        self._begun = True
 
 
 def evaluate_run(run: Path, **given: Any) -> Metrics:
@@ -142,13 +236,6 @@ def recommend_run(
         frame = ranker.recommend(user_ids, histories, k)
         write_frame(frame, path)
     return frame, unknown
-
-
-def _save(ranker: Ranker, interactions: Interactions, rows: NDArray[np.int64], run: Path) -> None:
-    run.mkdir(parents=True, exist_ok=True)
-    (run / "metrics.json").unlink(missing_ok=True)  # of an earlier run: it would describe other weights
-    write_users(run / "users.parquet", interactions.user_ids, translate(interactions.histories(), rows))
-    ranker.save(run)
 
 
 def _open(run: Path, given: dict[str, Any]) -> tuple[Ranker, Source, Interactions, NDArray[np.int64]]:

@@ -162,6 +162,8 @@ BAD_LOGS = {
     "unknown_key.csv": (PLAYS_CSV, ["--set", "depth=3"]),
     "bad_value.csv": (PLAYS_CSV, ["--set", "dim=0"]),
     "bad_model.csv": (PLAYS_CSV, ["--model", "sasrec"]),
+    "bad_optimizer.csv": (PLAYS_CSV, ["--optimizer", "sgd"]),
+    "bad_precision.csv": (PLAYS_CSV, ["--precision", "fp8"]),
     "bad_device.csv": (PLAYS_CSV, ["--device", "gpu"]),
     "config.csv": (PLAYS_CSV, ["--config", "nowhere.toml"]),
     "categories.csv": (PLAYS_CSV, ["--item-categories", "nowhere.csv"]),

@@ -14,7 +14,7 @@ from importlib import metadata
 from setuptools import build_meta
 from setuptools.build_meta import *  # noqa: F403  (the hooks that need no change)
 
-NATIVE_TOOLS = ["cmake>=3.22", "ninja"]
+NATIVE_TOOLS = ["cmake>=3.22", "ninja", "pybind11>=2.12"]
 
 
 def _pure_python() -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,7 +30,7 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         raise InputError(f"{path}: found no folder {path.parent}, expected an existing one to write into")
     if path.is_dir():
         raise InputError(f"{path}: found a folder, expected the name of a file to write")
-    temporary = path.with_name(f".{uuid4().hex}{path.suffix}")
+    temporary = path.with_name(f".{uuid4().hex}{path.suffix}")  # as remove_leftovers expects
     try:
         yield temporary
         os.replace(temporary, path)
@@ -50,3 +51,10 @@ def write_frame(frame: pl.DataFrame, path: Path) -> None:
             frame.write_csv(file) if path.suffix == ".csv" else frame.write_parquet(file)
         except pl.exceptions.PolarsError as error:  # which hides the OSError that caused it
             raise OSError(one_line(error)) from error
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove the temporary files that :func:`atomic_path` could not, as its process was killed."""
+    for path in folder.iterdir():
+        if re.fullmatch(r"\.[0-9a-f]{32}(\.\w+)?", path.name):
+            path.unlink(missing_ok=True)

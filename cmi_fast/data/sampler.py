@@ -9,6 +9,8 @@ from math import ceil
 import numpy as np
 from numpy.typing import NDArray
 
+from cmi_fast.data import draws
+from cmi_fast.data.compiled import compiled
 from cmi_fast.data.histories import Histories
 from cmi_fast.errors import InputError
 
@@ -31,7 +33,7 @@ class Batch:
 
 
 class BatchSampler:
-    """Batches of (history, views, positive, negative) in random order; any epoch can be resumed at any batch.
+    """Batches of (history, views, positive, negative) in random order; any batch of any epoch can be drawn directly.
 
     A sample is a play that has at least one earlier play of its user in ``train``; users who played the whole
     catalogue give none. Its history is the last
@@ -43,11 +45,12 @@ class BatchSampler:
     a random split (the authors' code; ``view_share`` is then unused): floor(|s| / 2) items and the rest, or s
     twice where |s| = 1. The negative is uniform over the items of ``catalogue`` that the user never played.
 
-    Batch b of epoch e depends on ``seed``, e and b alone, not on what was drawn before.
+    Batch b of epoch e depends on ``seed``, e and b alone, not on what was drawn before, nor on threads or ``backend``.
 
     Args:
-        train: the training plays of each of U users, in order of time.
+        train: the training plays of each of U users, in order of time; arrays may be memory maps.
         catalogue: [V] bool, the items that may be recommended.
+        backend: ``"cpu"``, compiled, ``"reference"``, numpy, or ``"auto"``, the first of them that is installed.
 
     Raises:
         InputError: an option is out of range, or no user has two plays and an item never played.
@@ -64,6 +67,7 @@ class BatchSampler:
         samples_per_user: int | None = None,
         disjoint_views: bool = False,
         seed: int = 0,
+        backend: str = "auto",
     ) -> None:
         _require_at_least("batch_size", batch_size, 1)
         _require_at_least("max_history", max_history, 1)
@@ -72,118 +76,79 @@ class BatchSampler:
             _require_at_least("samples_per_user", samples_per_user, 1)
         if not 0 < view_share <= 1:
             raise InputError(f"view_share: found {view_share}, expected a share above 0 and at most 1")
-        self._unplayed = _UnplayedItems(train, catalogue)
+        unplayed = UnplayedItems(train, catalogue)
         # Without an item left to draw as negative a user gives no samples.
-        self._counts = np.where(self._unplayed.counts > 0, np.maximum(train.lengths - 1, 0), 0)
-        if not self._counts.any():
+        counts = np.where(unplayed.counts > 0, np.maximum(train.lengths - 1, 0), 0)
+        if not counts.any():
             raise InputError("training days: found no user with two plays and an item never played")
-        self._starts = np.concatenate(([0], np.cumsum(self._counts)))
-        self._train = train
+        in_epoch = counts if samples_per_user is None else np.minimum(counts, samples_per_user)
+        self.num_samples = int(in_epoch.sum())  # in one epoch
+        self.num_items = len(catalogue)
         self._batch_size = batch_size
-        self._max_history = max_history
-        self._view_share = view_share
-        self._samples_per_user = samples_per_user
-        self._disjoint_views = disjoint_views
-        self._seed = seed
-
-    @property
-    def num_samples(self) -> int:
-        """Samples in one epoch."""
-        if self._samples_per_user is None:
-            return int(self._counts.sum())
-        return int(np.minimum(self._counts, self._samples_per_user).sum())
+        # SeedSequence makes one word of a seed of any size.
+        self._key = int(np.random.SeedSequence(seed).generate_state(1, np.uint64)[0])
+        self._draws = _implementation(backend)(
+            offsets=train.offsets,
+            items=train.items,
+            starts=np.concatenate(([0], np.cumsum(in_epoch))),
+            counts=counts,
+            catalogue=unplayed.catalogue,
+            unplayed=unplayed.counts,
+            played_starts=unplayed.starts,
+            unplayed_below=unplayed.below,
+            max_history=max_history,
+            view_share=view_share,
+            disjoint_views=disjoint_views,
+            chosen_per_user=samples_per_user is not None,
+        )
 
     def __len__(self) -> int:
         """Batches in one epoch."""
         return ceil(self.num_samples / self._batch_size)
 
+    def batch(self, epoch: int, index: int) -> Batch:
+        """Batch ``index`` of epoch ``epoch``, both from 0. May be called by several threads at once."""
+        first = index * self._batch_size
+        count = min(self._batch_size, self.num_samples - first)
+        return Batch(*self._draws.draw(draws.word(self._key, epoch), first, count))
+
     def epoch(self, index: int, start: int = 0) -> Iterator[Batch]:
         """The batches of epoch ``index``, from batch ``start`` on."""
-        order = self._order(self._generator(index))
-        for batch in range(start, len(self)):
-            samples = order[batch * self._batch_size : (batch + 1) * self._batch_size]
-            yield self._batch(samples, self._generator(index, batch))
-
-    def _generator(self, *key: int) -> np.random.Generator:
-        return np.random.Generator(np.random.Philox(np.random.SeedSequence(self._seed, spawn_key=key)))
-
-    def _order(self, rng: np.random.Generator) -> NDArray[np.int64]:
-        """The samples of an epoch in random order; sample starts[u] + i is play i + 1 of user u."""
-        total = int(self._starts[-1])
-        if self._samples_per_user is None:
-            return rng.permutation(total)
-        users = np.repeat(np.arange(len(self._counts)), self._counts)
-        shuffled_by_user = np.argsort((users << 32) + rng.integers(1 << 32, size=total))
-        ranks = np.arange(total) - self._starts[users]
-        return rng.permutation(shuffled_by_user[ranks < self._samples_per_user])
-
-    def _batch(self, samples: NDArray[np.int64], rng: np.random.Generator) -> Batch:
-        users = np.searchsorted(self._starts, samples, side="right") - 1
-        first_plays = self._train.offsets[users]
-        plays = first_plays + 1 + samples - self._starts[users]
-        lengths = np.minimum(plays - first_plays, self._max_history)
-        columns = np.arange(lengths.max())
-        inside = columns < lengths[:, None]  # [B, L]
-        history = np.zeros(inside.shape, np.int64)
-        history[inside] = self._train.items[((plays - lengths)[:, None] + columns)[inside]]
-        return Batch(
-            users=users,
-            history=history,
-            lengths=lengths,
-            views=self._views(inside, lengths, rng),
-            positives=self._train.items[plays].astype(np.int64),
-            negatives=self._unplayed.draw(users, rng),
-        )
-
-    def _views(
-        self, inside: NDArray[np.bool_], lengths: NDArray[np.int64], rng: np.random.Generator
-    ) -> NDArray[np.bool_]:
-        if self._disjoint_views:
-            half = _random_subsets(inside[None], np.maximum(lengths // 2, 1), rng)[0]
-            alone = lengths[:, None] == 1
-            return np.stack((half, inside & (~half | alone)))
-        sizes = np.maximum(np.floor(self._view_share * lengths).astype(np.int64), 1)
-        return _random_subsets(np.broadcast_to(inside, (2, *inside.shape)), sizes, rng)
+        return (self.batch(index, batch) for batch in range(start, len(self)))
 
 
-class _UnplayedItems:
+def _implementation(backend: str) -> type[draws.Draws]:
+    if backend not in ("auto", "cpu", "reference"):
+        raise InputError(f"backend: found {backend!r}, expected 'auto', 'cpu' or 'reference'")
+    if backend == "cpu" and compiled is None:
+        raise InputError("backend 'cpu': the package was installed without compiled code")
+    return draws.Draws if backend == "reference" or compiled is None else compiled.Draws
+
+
+class UnplayedItems:
     """The catalogue items that each user never played, addressed by rank without being listed.
 
     Number the catalogue's items 0 ... C - 1. Where a user played the numbers p_0 < p_1 < ..., p_j - j of the
     unplayed ones lie below p_j, so the unplayed number of rank r is r + #{j : p_j - j <= r}: one binary
     search, and no draw is ever rejected.
+
+    ``below`` holds the users' lists of p_j - j end to end, list u at ``starts[u]:starts[u + 1]`` and lifted by u C, so
+    that they form one sorted array; ``counts`` [U] is how many items each user never played.
     """
 
     def __init__(self, train: Histories, catalogue: NDArray[np.bool_]) -> None:
-        self._rows = np.flatnonzero(catalogue)
-        self.catalogue_size = len(self._rows)
+        self.catalogue = np.flatnonzero(catalogue)  # [C]
+        size = len(self.catalogue)
         numbers = np.cumsum(catalogue) - 1
         recommendable = catalogue[train.items]
         items = numbers[train.items[recommendable]]
-        played = np.unique(train.users[recommendable] * self.catalogue_size + items)
-        users, items = np.divmod(played, max(self.catalogue_size, 1))
+        played = np.sort(train.users[recommendable] * size + items)  # numpy's unique takes twenty times as long
+        played = played[np.diff(played, prepend=-1) > 0]
+        users = played // max(size, 1)
         counts = np.bincount(users, minlength=len(train))
-        self.counts = self.catalogue_size - counts  # [U]
-        self._starts = np.cumsum(counts) - counts
-        # The users' lists of p_j - j lie end to end, lifted by C a user, so that they form one sorted array.
-        self._unplayed_below = played - (np.arange(len(played)) - self._starts[users])
-
-    def draw(self, users: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.int64]:
-        """One item row for each of ``users`` [B], uniform over what that user never played."""
-        ranks = rng.integers(self.counts[users])
-        ends = np.searchsorted(self._unplayed_below, users * self.catalogue_size + ranks, side="right")
-        return self._rows[ranks + ends - self._starts[users]]
-
-
-def _random_subsets(inside: NDArray[np.bool_], sizes: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.bool_]:
-    """Of the True places of each row of ``inside`` [R, B, L], a uniformly random ``sizes`` [B] of them."""
-    width = inside.shape[-1]
-    # The position in the low digits makes the keys of a row distinct, so that each subset has its exact size.
-    keys = rng.integers(np.iinfo(np.int64).max // width, size=inside.shape) * width + np.arange(width)
-    keys[~inside] = np.iinfo(np.int64).max
-    largest = np.broadcast_to(sizes[:, None] - 1, (*inside.shape[:-1], 1))
-    subsets: NDArray[np.bool_] = keys <= np.take_along_axis(np.sort(keys, axis=-1), largest, axis=-1)
-    return subsets
+        self.counts = size - counts
+        self.starts = np.concatenate(([0], np.cumsum(counts)))
+        self.below = played - (np.arange(len(played)) - self.starts[users])
 
 
 def _require_at_least(option: str, value: int, least: int) -> None:

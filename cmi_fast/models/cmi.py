@@ -76,11 +76,14 @@ class CMI(nn.Module):
         for parameter in self.parameters():
             nn.init.uniform_(parameter, -(dim**-0.5), dim**-0.5)
 
-    def pool(self, history: Tensor, lengths: Tensor, views: Tensor | None = None) -> Tensor:
-        """Unit interests [B, m, d] of ``history`` [B, L] (item rows), or [V, B, m, d] of its ``views`` [V, B, L]."""
+    def pool(
+        self, history: Tensor, lengths: Tensor, views: Tensor | None = None, table: Tensor | None = None
+    ) -> Tensor:
+        """Unit interests [B, m, d] of ``history`` [B, L] (rows of ``table``, None: of the item table), or [V, B, m, d]
+        of its ``views`` [V, B, L]."""
         pooled = item_soft_assignment_pool(
             history,
-            self.items,
+            self.items if table is None else table,
             self.categories,
             lengths,
             temperature=self.temperature,
@@ -89,16 +92,17 @@ class CMI(nn.Module):
         )
         return F.normalize(pooled, dim=-1)
 
-    def general(self, history: Tensor, lengths: Tensor) -> Tensor | None:
+    def general(self, history: Tensor, lengths: Tensor, table: Tensor | None = None) -> Tensor | None:
         """The general interest u_g [B, d], None without a GRU."""
         if self.gru is None:
             return None
-        general: Tensor = self.gru(self.item_vectors(history), lengths)
+        general: Tensor = self.gru(self.item_vectors(history, table), lengths)
         return general
 
-    def item_vectors(self, rows: Tensor | None = None) -> Tensor:
-        """Unit item vectors: [*rows.shape, d], all V without ``rows``."""
-        return F.normalize(self.items if rows is None else F.embedding(rows, self.items), dim=-1)
+    def item_vectors(self, rows: Tensor | None = None, table: Tensor | None = None) -> Tensor:
+        """Unit item vectors: [*rows.shape, d], all V without ``rows``, which may count in another ``table``."""
+        table = self.items if table is None else table
+        return F.normalize(table if rows is None else F.embedding(rows, table), dim=-1)
 
     def forward(self, history: Tensor, lengths: Tensor) -> Tensor:
         """Retrieval vectors [B, m, d]: the score of item v is the largest inner product with its unit vector.
@@ -109,18 +113,33 @@ class CMI(nn.Module):
         general = self.general(history, lengths)
         return vectors if general is None else vectors + general[:, None]
 
-    def loss(self, history: Tensor, lengths: Tensor, views: Tensor, positives: Tensor, negatives: Tensor) -> Losses:
-        """The objective (Eq. 8) of a batch: ``history`` [B, L], ``views`` bool [2, B, L], items [B] and [B]."""
+    def loss(
+        self,
+        history: Tensor,
+        lengths: Tensor,
+        views: Tensor,
+        positives: Tensor,
+        negatives: Tensor,
+        rows: Tensor | None = None,
+        *,
+        sparse_grad: bool = False,
+    ) -> Losses:
+        """The objective (Eq. 8) of a batch: ``history`` [B, L], ``views`` bool [2, B, L], items [B] and [B].
+
+        With ``rows`` [R], distinct, all items are places in it: only these rows of the item table are read, and its
+        gradient is built once, as a sparse tensor that holds no other row with ``sparse_grad``.
+        """
         everything = torch.ones_like(views[:1])
-        full, first, second = self.pool(history, lengths, torch.cat([everything, views]))
+        table = self.items if rows is None else F.embedding(rows, self.items, sparse=sparse_grad)
+        full, first, second = self.pool(history, lengths, torch.cat([everything, views]), table)
         candidates = torch.cat([positives, negatives])
         main = interest_softmax_loss(
             full,
-            self.item_vectors(candidates),
+            self.item_vectors(candidates, table),
             torch.arange(len(positives), device=candidates.device),
-            self.general(history, lengths),
+            self.general(history, lengths, table),
             temperature=self.temperature,
-            candidate_bias=None if self.candidate_bias is None else self.candidate_bias[candidates],
+            candidate_bias=self._bias(candidates if rows is None else rows[candidates]),
             candidate_ids=candidates,
             backend=self.backend,
         )
@@ -131,6 +150,9 @@ class CMI(nn.Module):
         # The paper averages over pairs, nt_xent_loss over their two anchors.
         contrastive = 2 * nt_xent_loss(first, second, temperature=self.contrastive_temperature, backend=self.backend)
         return Losses(total + self.contrastive_weight * contrastive, main, contrastive, orthogonality)
+
+    def _bias(self, items: Tensor) -> Tensor | None:
+        return None if self.candidate_bias is None else self.candidate_bias[items]
 
     @torch.no_grad()
     def assigned_categories(self) -> Tensor:

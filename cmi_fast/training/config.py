@@ -80,6 +80,12 @@ class Config(pydantic.BaseModel):
     max_history: int = pydantic.Field(100, ge=1, le=2**20, description="f, most recent plays that are read")
 
     batch_size: int = pydantic.Field(128, ge=1, le=2**16, description="|B|, samples a step")
+    optimizer: Literal["adam", "lazy-adam"] = pydantic.Field(
+        "adam", description="lazy-adam updates only the items in a batch: another optimiser, for millions of items"
+    )
+    precision: Literal["float32", "bf16"] = pydantic.Field(
+        "float32", description="bf16: autocast to bfloat16; weights, sums and losses stay float32"
+    )
     lr: float = pydantic.Field(1e-3, gt=0, description="Adam's learning rate")
     epochs: int = pydantic.Field(30, ge=1, le=10**6, description="at most this many")
     steps_per_epoch: int | None = pydantic.Field(None, ge=1, description="instead of one pass over all samples")

@@ -4,33 +4,34 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Generator
+from contextlib import closing
+from itertools import count
+from typing import Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from cmi_fast.data import Histories
+from cmi_fast.data.distinct import distinct_items
+from cmi_fast.data.prefetch import prefetch
 from cmi_fast.data.sampler import Batch, BatchSampler
 from cmi_fast.errors import InputError
 from cmi_fast.models.cmi import CMI
+from cmi_fast.training import checkpoint as checkpoints
+from cmi_fast.training.checkpoint import Clock, Done, Epoch, Tensors, restore_tensors, training_tensors
 from cmi_fast.training.config import Config
+from cmi_fast.training.lazy_adam import LazyAdam
 
 SELECTED_BY = "recall@50"
 
 
-@dataclass(frozen=True)
-class Epoch:
-    """What one epoch came to: mean losses over its steps, valid metrics, seconds of training."""
-
-    number: int
-    losses: dict[str, float]
-    valid: dict[str, float]
-    seconds: float
-
-
 class Progress:
     """What training reports as it goes: nothing here, lines and a bar on the command line."""
+
+    def resume(self, epoch: int, step: int) -> None:
+        """Training goes on after this step of this epoch."""
 
     def phase(self, name: str) -> None:
         """What is done from now on: "reading", "training", "evaluating"."""
@@ -40,6 +41,36 @@ class Progress:
 
     def epoch(self, epoch: Epoch, best: bool) -> None:
         """An epoch is done."""
+
+
+class Keeper(Protocol):
+    """Where training keeps what must not be lost."""
+
+    def checkpoint(self, done: Done, tensors: Tensors) -> None:
+        """Keep what training can go on from; at the start, after epochs, and now and then between."""
+
+    def keep_best(self) -> None:
+        """Keep the model's weights: they are the best so far."""
+
+    def restore_best(self) -> None:
+        """Give the model the weights that were kept last."""
+
+
+class InMemory(Keeper):
+    """Keeps the best weights of ``model`` beside it, and no checkpoints."""
+
+    def __init__(self, model: CMI) -> None:
+        self._model = model
+        self._weights: Tensors = {}
+
+    def checkpoint(self, done: Done, tensors: Tensors) -> None:
+        pass
+
+    def keep_best(self) -> None:
+        self._weights = {name: value.clone() for name, value in self._model.state_dict().items()}
+
+    def restore_best(self) -> None:
+        self._model.load_state_dict(self._weights)
 
 
 def parse_device(name: str) -> torch.device:
@@ -80,21 +111,28 @@ def build_model(config: Config, num_items: int, frequency: torch.Tensor | None =
     )
 
 
+def build_optimizer(model: CMI, config: Config) -> torch.optim.Optimizer:
+    kind = LazyAdam if config.optimizer == "lazy-adam" else torch.optim.Adam
+    return kind(model.parameters(), lr=config.lr, fused=True)
+
+
 def train(
     model: CMI,
     plays: Histories,
     config: Config,
     evaluate: Callable[[], dict[str, float]],
-    save: Callable[[], None],
+    keeper: Keeper,
     progress: Progress,
-) -> tuple[Epoch, list[Epoch]]:
-    """Train ``model`` in place and leave it with the weights of its best epoch, returned with all epochs.
+    checkpoint: tuple[Done, Tensors] | None = None,
+) -> list[Epoch]:
+    """Train ``model`` in place and leave it with the weights of its best epoch; returns all epochs.
 
     Args:
         plays: the training plays of each user, as rows of the model's item table.
         evaluate: metrics of the valid day for the model as it is; the best ``recall@50`` wins. Without metrics (an
             empty dict) there is nothing to choose by: every epoch is run, and the last is the best.
-        save: called whenever an epoch is the best so far.
+        keeper: keeps weights and checkpoints.
+        checkpoint: what ``keeper`` kept last; training goes on there, and ends with the same weights.
 
     Raises:
         InputError: no sample can be drawn from ``plays``, or the loss is no finite number any more.
@@ -110,55 +148,97 @@ def train(
         seed=config.seed,
     )
     steps = config.steps_per_epoch or len(sampler)
-    batches = _endless(sampler)
-    optimizer = torch.optim.Adam(model.parameters(), lr=config.lr, fused=True)
-    best: Epoch | None = None
-    epochs: list[Epoch] = []
-    weights: dict[str, torch.Tensor] = {}
-    for number in range(1, config.epochs + 1):
-        started = time.perf_counter()
-        model.train()
-        sums: dict[str, float] = {}
-        for step in range(1, steps + 1):
-            for name, loss in _step(model, optimizer, next(batches)).items():
-                sums[name] = sums.get(name, 0.0) + loss
-            progress.step(number, step, steps, sums["total"] / step)
-        seconds = time.perf_counter() - started
-        if not math.isfinite(sum(sums.values())):
-            raise InputError(
-                f"epoch {number}: the loss became {sums['total'] / steps}; lower lr or the losses' weights"
-            )
-        model.eval()
-        epoch = Epoch(number, {name: value / steps for name, value in sums.items()}, evaluate(), seconds)
-        epochs.append(epoch)
-        better = best is None or not epoch.valid or epoch.valid[SELECTED_BY] > best.valid[SELECTED_BY]
-        if better:
-            best = epoch
-            weights = {name: value.clone() for name, value in model.state_dict().items()}
-            save()
-        progress.epoch(epoch, better)
-        if best is not None and number - best.number >= config.patience:
-            break
-    model.load_state_dict(weights)
-    assert best is not None  # config.epochs >= 1
-    return best, epochs
+    optimizer = build_optimizer(model, config)
+    clock = Clock()
+    if checkpoint is None:
+        done = Done()
+        clock.write(lambda: keeper.checkpoint(done, training_tensors(model, optimizer)))
+    else:
+        done, tensors = checkpoint
+        restore_tensors(model, optimizer, tensors)
+        progress.resume(len(done.epochs) + 1, done.steps - len(done.epochs) * steps)
+
+    def write_checkpoint_if_due(after: float) -> None:
+        if clock.due(after):
+            _require_finite(model, len(done.epochs) + 1, done.steps - len(done.epochs) * steps)
+            clock.write(lambda: keeper.checkpoint(done, training_tensors(model, optimizer)))
+
+    with closing(prefetched_batches(sampler, model.items.device, done.steps)) as batches:
+        while not _finished(done.epochs, config):
+            number = len(done.epochs) + 1
+            model.train()
+            for step in range(done.steps - (number - 1) * steps + 1, steps + 1):
+                started = time.perf_counter()
+                losses = _step(model, optimizer, next(batches), config.precision)
+                if not math.isfinite(losses["total"]):
+                    raise _diverged(number, step, f"the loss became {losses['total']}")
+                done.add(losses, time.perf_counter() - started)
+                progress.step(number, step, steps, done.losses["total"] / step)
+                if step < steps:
+                    write_checkpoint_if_due(checkpoints.SECONDS_BETWEEN)
+            _require_finite(model, number, steps)
+            model.eval()
+            means = {name: value / steps for name, value in done.losses.items()}
+            epoch = Epoch(number, means, evaluate(), done.seconds)
+            done.end_epoch(epoch)
+            better = best_epoch(done.epochs) is epoch
+            if better:
+                keeper.keep_best()
+            write_checkpoint_if_due(0.0)
+            progress.epoch(epoch, better)
+    keeper.restore_best()
+    return done.epochs
 
 
-def _endless(sampler: BatchSampler) -> Iterator[Batch]:
-    epoch = 0
-    while True:
-        yield from sampler.epoch(epoch)
-        epoch += 1
+def best_epoch(epochs: list[Epoch]) -> Epoch:
+    """The first of those with the best valid metric; without metrics the last."""
+    return max(epochs, key=lambda epoch: epoch.valid[SELECTED_BY]) if epochs[-1].valid else epochs[-1]
 
 
-def to_tensors(batch: Batch, device: torch.device) -> list[torch.Tensor]:
+def _finished(epochs: list[Epoch], config: Config) -> bool:
+    if not epochs:
+        return False
+    return len(epochs) >= config.epochs or len(epochs) - best_epoch(epochs).number >= config.patience
+
+
+def _require_finite(model: CMI, epoch: int, step: int) -> None:
+    """What is kept can be used: a loss that is finite may still have led to weights that are not."""
+    for name, parameter in model.named_parameters():
+        if not all(extreme.isfinite() for extreme in parameter.detach().aminmax()):
+            raise _diverged(epoch, step, f"found values in {name} that are no finite numbers")
+
+
+def _diverged(epoch: int, step: int, what: str) -> InputError:
+    return InputError(f"epoch {epoch}, step {step}: {what}; lower lr or the losses' weights")
+
+
+def prefetched_batches(
+    sampler: BatchSampler, device: torch.device, first: int = 0
+) -> Generator[list[torch.Tensor], None, None]:
+    """Epoch after epoch the arguments of ``CMI.loss``, from batch ``first`` on, sampled ahead in the background.
+
+    For a GPU they lie in pinned memory, from where they are copied while the host goes on.
+    """
+
+    def draw(number: int) -> list[torch.Tensor]:
+        batch = sampler.batch(*divmod(number, len(sampler)))
+        tensors = to_tensors(*distinct_items(batch, sampler.num_items))
+        return [x.pin_memory() for x in tensors] if device.type == "cuda" else tensors
+
+    return prefetch(draw, count(first))
+
+
+def to_tensors(rows: NDArray[np.int64], batch: Batch) -> list[torch.Tensor]:
     """The arguments of ``CMI.loss``."""
-    arrays = batch.history, batch.lengths, batch.views, batch.positives, batch.negatives
-    return [torch.from_numpy(x).to(device) for x in arrays]
+    arrays = batch.history, batch.lengths, batch.views, batch.positives, batch.negatives, rows
+    return [torch.from_numpy(x) for x in arrays]
 
 
-def _step(model: CMI, optimizer: torch.optim.Optimizer, batch: Batch) -> dict[str, float]:
-    losses = model.loss(*to_tensors(batch, model.items.device))
+def _step(model: CMI, optimizer: torch.optim.Optimizer, batch: list[torch.Tensor], precision: str) -> dict[str, float]:
+    device = model.items.device
+    with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+        arguments = [x.to(device, non_blocking=True) for x in batch]
+        losses = model.loss(*arguments, sparse_grad=isinstance(optimizer, LazyAdam))
     optimizer.zero_grad(set_to_none=True)
     losses.total.backward()
     optimizer.step()
