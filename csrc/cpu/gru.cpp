@@ -11,6 +11,7 @@
 #include "cpu/level.h"
 #include "cpu/parallel.h"
 #include "cpu/partition.h"
+#include "cpu/streaming.h"
 
 namespace cmi_fast {
 
@@ -40,7 +41,7 @@ template <class T>
 struct Call {
   const GruKernel<T>& kernel = cmi_fast::kernel<T>();
   Tensor items, index, packed;
-  std::vector<int64_t> order;
+  std::vector<int64_t> order, first_saved;
   Gru<T> problem;
   int64_t rows, blocks;
 
@@ -60,9 +61,20 @@ struct Call {
     const int64_t share = (sequences.batch / BLOCKS + GRU_BLOCK_STEP - 1) / GRU_BLOCK_STEP * GRU_BLOCK_STEP;
     const int64_t block = std::clamp(share, GRU_BLOCK_STEP, GRU_BLOCK_MAX);
     blocks = std::max<int64_t>((sequences.batch + block - 1) / block, 1);
+    for (int64_t i = 0, saved = 0; i < sequences.batch; ++i) {
+      if (i % block == 0) first_saved.push_back(saved);
+      saved += sequences.length(order[i]);
+    }
     packed = new_tensor(kernel.packed_size(d, hidden));
     pack_weights(given, d, hidden);
-    problem = {sequences, order.data(), block, {items.const_data_ptr(), element<T>(items)}, d, hidden, data<T>(packed)};
+    problem = {.sequences = sequences,
+               .order = order.data(),
+               .block = block,
+               .first_saved = first_saved.data(),
+               .items = {items.const_data_ptr(), element<T>(items)},
+               .d = d,
+               .hidden = hidden,
+               .packed = data<T>(packed)};
   }
 
   Tensor new_tensor(int64_t size) const { return torch::stable::new_empty(items, {size}, SCALAR_TYPE<T>); }
@@ -133,14 +145,15 @@ int64_t gradient_parts(int64_t blocks, int64_t bytes) {
 using Gradients = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
 
 template <class T>
-Gradients backward(const Call<T>& call, const Tensor& last_grad_, const Tensor& states, const Arguments& given,
+Gradients backward(const Call<T>& call, const Tensor& last_grad_, const Tensor& saved_, const Arguments& given,
                    const bool (&wanted)[5]) {
   const auto& p = call.problem;
   STD_TORCH_CHECK(last_grad_.numel() == p.sequences.batch * p.hidden, "the gradient must be [B, hidden]");
-  STD_TORCH_CHECK(states.numel() == call.rows * p.hidden && states.scalar_type() == SCALAR_TYPE<T>,
-                  "states must be those of the forward");
+  STD_TORCH_CHECK(
+      saved_.numel() == call.rows * call.kernel.saved_size(p.hidden) && saved_.scalar_type() == SCALAR_TYPE<T>,
+      "saved must be what the forward with save=True returns");
   const Tensor last_grad = torch::stable::contiguous(last_grad_);
-  const Tensor states_read = torch::stable::contiguous(states);
+  const Tensor saved = torch::stable::contiguous(saved_);
   const OptionalTensor inputs[] = {given.items, given.weight_ih, given.weight_hh, given.bias_ih, given.bias_hh};
   Tensor result[5];
   MutableRows written[5];
@@ -155,11 +168,13 @@ Gradients backward(const Call<T>& call, const Tensor& last_grad_, const Tensor& 
   const Tensor partial = call.new_tensor(parameters ? parts * size : 0);
   T* const sums = mutable_data<T>(partial);
   call.parallel(parts, [&](int64_t part, int64_t begin, int64_t end, T* workspace) {
-    const GruGradients<T> gradients{{last_grad.const_data_ptr(), element<T>(last_grad)},
-                                    data<T>(states_read),
-                                    written[0],
-                                    parameters ? sums + part * size : nullptr};
-    call.kernel.backward(p, begin, end, gradients, workspace);
+    call.kernel.backward(p, begin, end,
+                         {.last = {last_grad.const_data_ptr(), element<T>(last_grad)},
+                          .saved = data<T>(saved),
+                          .items = written[0],
+                          .stream = wanted[0] && worth_streaming<T>(result[0]),
+                          .parameters = parameters ? sums + part * size : nullptr},
+                         workspace);
   });
   if (parameters) {
     for (int64_t part = 1; part < parts; ++part)
@@ -178,29 +193,30 @@ auto dispatch_computed(const Tensor& items, const Run& run) {
 }  // namespace
 
 std::tuple<Tensor, Tensor> gru(Tensor items, Tensor weight_ih, Tensor weight_hh, OptionalTensor bias_ih,
-                               OptionalTensor bias_hh, OptionalTensor lengths, OptionalTensor offsets) {
+                               OptionalTensor bias_hh, OptionalTensor lengths, OptionalTensor offsets, bool save) {
   return dispatch_computed(items, [&](auto type) -> std::tuple<Tensor, Tensor> {
     using T = decltype(type);
     const Call<T> call({items, weight_ih, weight_hh, bias_ih, bias_hh, lengths, offsets});
     const auto& p = call.problem;
     const Tensor last = torch::stable::new_empty(items, {p.sequences.batch, p.hidden});
-    const Tensor states = torch::stable::new_empty(items, {call.rows, p.hidden}, SCALAR_TYPE<T>);
+    const Tensor saved =
+        torch::stable::new_empty(items, {save ? call.rows : 0, call.kernel.saved_size(p.hidden)}, SCALAR_TYPE<T>);
     call.parallel(call.blocks, [&](int64_t, int64_t begin, int64_t end, T* workspace) {
-      call.kernel.forward(p, begin, end, {last.mutable_data_ptr(), element<T>(last)}, mutable_data<T>(states),
-                          workspace);
+      call.kernel.forward(p, begin, end, {last.mutable_data_ptr(), element<T>(last)},
+                          save ? mutable_data<T>(saved) : nullptr, workspace);
     });
-    return {last, states};
+    return {last, saved};
   });
 }
 
-Gradients gru_backward(Tensor last_grad, Tensor states, Tensor items, Tensor weight_ih, Tensor weight_hh,
+Gradients gru_backward(Tensor last_grad, Tensor saved, Tensor items, Tensor weight_ih, Tensor weight_hh,
                        OptionalTensor bias_ih, OptionalTensor bias_hh, OptionalTensor lengths, OptionalTensor offsets,
-                       bool items_grad, bool weight_ih_grad, bool weight_hh_grad, bool bias_ih_grad,
+                       bool, bool items_grad, bool weight_ih_grad, bool weight_hh_grad, bool bias_ih_grad,
                        bool bias_hh_grad) {
   return dispatch_computed(items, [&](auto type) {
     using T = decltype(type);
     const Arguments given{items, weight_ih, weight_hh, bias_ih, bias_hh, lengths, offsets};
-    return backward(Call<T>(given), last_grad, states, given,
+    return backward(Call<T>(given), last_grad, saved, given,
                     {items_grad, weight_ih_grad, weight_hh_grad, bias_ih_grad, bias_hh_grad});
   });
 }
