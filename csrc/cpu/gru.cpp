@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "cpu/checks.h"
+#include "cpu/huge_pages.h"
 #include "cpu/level.h"
 #include "cpu/parallel.h"
 #include "cpu/partition.h"
@@ -201,6 +202,7 @@ std::tuple<Tensor, Tensor> gru(Tensor items, Tensor weight_ih, Tensor weight_hh,
     const Tensor last = torch::stable::new_empty(items, {p.sequences.batch, p.hidden});
     const Tensor saved =
         torch::stable::new_empty(items, {save ? call.rows : 0, call.kernel.saved_size(p.hidden)}, SCALAR_TYPE<T>);
+    prefer_huge_pages(saved.mutable_data_ptr(), saved.numel() * sizeof(T));
     call.parallel(call.blocks, [&](int64_t, int64_t begin, int64_t end, T* workspace) {
       call.kernel.forward(p, begin, end, {last.mutable_data_ptr(), element<T>(last)},
                           save ? mutable_data<T>(saved) : nullptr, workspace);
