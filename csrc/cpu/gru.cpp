@@ -4,10 +4,9 @@
 #include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
-#include <numeric>
-#include <vector>
 
 #include "cpu/checks.h"
+#include "cpu/gru_blocks.h"
 #include "cpu/huge_pages.h"
 #include "cpu/level.h"
 #include "cpu/parallel.h"
@@ -42,9 +41,9 @@ template <class T>
 struct Call {
   const GruKernel<T>& kernel = cmi_fast::kernel<T>();
   Tensor items, index, packed;
-  std::vector<int64_t> order, first_saved;
+  std::optional<GruBlocks> blocks;
   Gru<T> problem;
-  int64_t rows, blocks;
+  int64_t rows;
 
   explicit Call(const Arguments& given) {
     check_shapes(given);
@@ -53,25 +52,13 @@ struct Call {
     const Sequences sequences = read_sequences(given);
     rows = items.numel() / d;
     check_sequences(sequences, rows);
-    order.resize(sequences.batch);
-    std::iota(order.begin(), order.end(), 0);
-    std::stable_sort(order.begin(), order.end(),
-                     [&](int64_t a, int64_t b) { return sequences.length(a) > sequences.length(b); });
-    // Few sequences make blocks of few, so that there is work for several threads.
-    constexpr int64_t BLOCKS = 32;
-    const int64_t share = (sequences.batch / BLOCKS + GRU_BLOCK_STEP - 1) / GRU_BLOCK_STEP * GRU_BLOCK_STEP;
-    const int64_t block = std::clamp(share, GRU_BLOCK_STEP, GRU_BLOCK_MAX);
-    blocks = std::max<int64_t>((sequences.batch + block - 1) / block, 1);
-    for (int64_t i = 0, saved = 0; i < sequences.batch; ++i) {
-      if (i % block == 0) first_saved.push_back(saved);
-      saved += sequences.length(order[i]);
-    }
+    blocks.emplace(sequences);
     packed = new_tensor(kernel.packed_size(d, hidden));
     pack_weights(given, d, hidden);
     problem = {.sequences = sequences,
-               .order = order.data(),
-               .block = block,
-               .first_saved = first_saved.data(),
+               .order = blocks->order.data(),
+               .block = blocks->block,
+               .first_saved = blocks->first_saved.data(),
                .items = {items.const_data_ptr(), element<T>(items)},
                .d = d,
                .hidden = hidden,
@@ -121,27 +108,18 @@ struct Call {
     kernel.pack_weights({read[0], read[1], read[2], read[3]}, d, hidden, mutable_data<T>(packed));
   }
 
-  // Calls run(part, begin, end, workspace) for the blocks in `parts` parts: the longest sequences come first, so that
-  // threads end together.
+  // Calls run(part, begin, end, workspace) for each part of the blocks.
   template <class Run>
   void parallel(int64_t parts, const Run& run) const {
     const int64_t workers = std::min<int64_t>(parts, torch::stable::get_num_threads());
     const int64_t stride = (kernel.workspace_size(problem.d, problem.hidden) + 15) / 16 * 16;  // no false sharing
     const Tensor workspace = new_tensor(workers * stride);
-    const auto boundary = [&](int64_t part) {
-      return std::min(problem.sequences.batch, part * blocks / parts * problem.block);
-    };
     for_each_part(parts, workers, TorchThreads{}, [&](int64_t part, int64_t worker) {
-      run(part, boundary(part), boundary(part + 1), mutable_data<T>(workspace) + worker * stride);
+      run(part, blocks->boundary(part, parts), blocks->boundary(part + 1, parts),
+          mutable_data<T>(workspace) + worker * stride);
     });
   }
 };
-
-// Each part has a sum of the parameters' gradients: as many as there is memory for, whatever the number of threads.
-int64_t gradient_parts(int64_t blocks, int64_t bytes) {
-  constexpr int64_t MIN_PARTS = 4, MAX_PARTS = 64, MEMORY = 64 << 20;
-  return std::min(blocks, std::clamp(MEMORY / bytes, MIN_PARTS, MAX_PARTS));
-}
 
 using Gradients = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
 
@@ -165,7 +143,7 @@ Gradients backward(const Call<T>& call, const Tensor& last_grad_, const Tensor& 
   }
   const bool parameters = wanted[1] || wanted[2] || wanted[3] || wanted[4];
   const int64_t size = call.kernel.gradient_size(p.d, p.hidden);
-  const int64_t parts = gradient_parts(call.blocks, size * sizeof(T));
+  const int64_t parts = call.blocks->gradient_parts(size * sizeof(T));
   const Tensor partial = call.new_tensor(parameters ? parts * size : 0);
   T* const sums = mutable_data<T>(partial);
   call.parallel(parts, [&](int64_t part, int64_t begin, int64_t end, T* workspace) {
@@ -203,7 +181,7 @@ std::tuple<Tensor, Tensor> gru(Tensor items, Tensor weight_ih, Tensor weight_hh,
     const Tensor saved =
         torch::stable::new_empty(items, {save ? call.rows : 0, call.kernel.saved_size(p.hidden)}, SCALAR_TYPE<T>);
     prefer_huge_pages(saved.mutable_data_ptr(), saved.numel() * sizeof(T));
-    call.parallel(call.blocks, [&](int64_t, int64_t begin, int64_t end, T* workspace) {
+    call.parallel(call.blocks->count(), [&](int64_t, int64_t begin, int64_t end, T* workspace) {
       call.kernel.forward(p, begin, end, {last.mutable_data_ptr(), element<T>(last)},
                           save ? mutable_data<T>(saved) : nullptr, workspace);
     });

@@ -8,8 +8,8 @@
 
 namespace cmi_fast {
 
-// Asks for pages of 2 MB in new memory that a caller is about to fill: tens of megabytes in pages of 4 KB take longer to
-// get from the system than to compute. Advice only; memory that is there already stays as it is.
+// Asks for pages of 2 MB in new memory that a caller is about to fill: tens of megabytes in pages of 4 KB take longer
+// to get from the system than to compute. Advice only; memory that is there already stays as it is.
 inline void prefer_huge_pages([[maybe_unused]] void* memory, [[maybe_unused]] int64_t bytes) {
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
   constexpr uintptr_t PAGE = 2 << 20;

@@ -5,11 +5,12 @@
 // from which one product gives what goes to h (beside D z), one what goes to x, and one each weight's gradient.
 //
 // A block of sequences, ordered by length, runs through time together: at every step those that have not ended are its
-// first rows. Only states are stored; the backward computes the gates again. The products that no state waits for
-// (gradients of x and of the weights) are taken over many steps at once.
+// first rows. What the backward needs of a step is saved in the order of the computation, so that it is read as a
+// stream. The products that no state waits for (gradients of x and of the weights) are taken over many steps at once.
 #include "cpu/kernels/gru.h"
 
 #include "cpu/kernels/gru_layout.h"
+#include "cpu/kernels/gru_step.h"
 #include "cpu/kernels/product.h"
 #include "cpu/kernels/rows.h"
 
@@ -23,6 +24,7 @@ struct Loops {
   using Shape = GruShape;
   using Packed = PackedGru<T>;
   using Sums = GruSums<T>;
+  using Step = GruStep<T>;
   using V = Vector<T, WIDE>;
   static constexpr int LANES = VectorOf<T, WIDE>::LANES;
 
@@ -50,99 +52,6 @@ struct Loops {
   static_assert(PENDING >= 2 * GRU_BLOCK_MAX);
 
   static int64_t workspace_size(int64_t d, int64_t hidden) { return Workspace(Shape(d, hidden), nullptr).size; }
-
-  // 2^(-|x| factor), of which sigmoid and tanh are made.
-  template <int COUNT>
-  static void exponentials(V (&x)[COUNT], T factor) {
-#pragma GCC unroll 4
-    for (int i = 0; i < COUNT; ++i) x[i] = (x[i] < 0 ? x[i] : -x[i]) * factor;
-    exp2_nonpositive<T, WIDE>(x);
-  }
-
-  static V sigmoid(V x, V exponential) {
-    const V inverse = T(1) / (T(1) + exponential);
-    return x < 0 ? exponential * inverse : inverse;
-  }
-
-  struct Activated {
-    V r, z, n, q;
-  };
-
-  // From what goes into the activations.
-  static Activated activate(V n_in, V r_in, V z_in, V q) {
-    V two[2] = {r_in, z_in};
-    exponentials(two, T(LOG2_E));
-    const V r = sigmoid(r_in, two[0]), z = sigmoid(z_in, two[1]);
-    n_in += r * q;
-    V one[1] = {n_in};
-    exponentials(one, T(2 * LOG2_E));
-    const V n = (T(1) - one[0]) / (T(1) + one[0]);
-    return {r, z, n_in < 0 ? -n : n, q};
-  }
-
-  // sum += a [TILE_ROWS, depth] weights [depth, 3, LANES]
-  __attribute__((always_inline)) static inline void accumulate(int64_t depth, const T* a, int64_t stride,
-                                                               const T* weights, V (&sum)[TILE_ROWS][GATES]) {
-    for (int64_t k = 0; k < depth; ++k) {
-      V right[GATES];
-#pragma GCC unroll 4
-      for (int gate = 0; gate < GATES; ++gate) right[gate] = load<V>(weights + (k * GATES + gate) * LANES);
-#pragma GCC unroll 8
-      for (int row = 0; row < TILE_ROWS; ++row) {
-        const T left = a[row * stride + k];
-#pragma GCC unroll 4
-        for (int gate = 0; gate < GATES; ++gate) sum[row][gate] += left * right[gate];
-      }
-    }
-  }
-
-  // LANES columns, from j on, of the states after a tile of rows [x h], of which `count` count. x adds to n, r, z and h
-  // to r, z, q.
-  static void tile_states(const Shape& shape, const Packed& packed, int64_t j, int64_t count, const T* inputs, T* next,
-                          T* saved) {
-    const int64_t height = shape.height, stride = shape.input_stride;
-    const auto bias = [&](int64_t slot) { return load<V>(packed.bias + slot * height + j); };
-    V sum[TILE_ROWS][GATES], n[TILE_ROWS];
-#pragma GCC unroll 8
-    for (int row = 0; row < TILE_ROWS; ++row) {
-      sum[row][0] = bias(1);
-      sum[row][1] = bias(2);
-      sum[row][2] = bias(0);
-    }
-    accumulate(shape.d, inputs, stride, packed.x_gates + j * shape.d * GATES, sum);
-#pragma GCC unroll 8
-    for (int row = 0; row < TILE_ROWS; ++row) {
-      n[row] = sum[row][2];
-      sum[row][2] = bias(3);
-    }
-    accumulate(shape.hidden, inputs + shape.width, stride, packed.h_gates + j * shape.hidden * GATES, sum);
-    V rzq[TILE_ROWS][GATES];
-#pragma GCC unroll 8
-    for (int row = 0; row < TILE_ROWS; ++row)
-#pragma GCC unroll 4
-      for (int gate = 0; gate < GATES; ++gate) rzq[row][gate] = sum[row][gate];
-    for (int64_t row = 0; row < count; ++row) {
-      const Activated g = activate(n[row], rzq[row][0], rzq[row][1], rzq[row][2]);
-      const V h = load<V>(inputs + row * stride + shape.width + j);
-      store(next + row * stride + shape.width + j, g.n + g.z * (h - g.n));
-      if (!saved) continue;
-      T* const to = saved + row * SAVED * height + j;
-      store(to, g.n);
-      store(to + height, g.r);
-      store(to + 2 * height, g.z);
-      store(to + 3 * height, g.q);
-      store(to + 4 * height, h);
-    }
-  }
-
-  // The states after `active` rows [x h] become the h of the rows `next`. A group's weights stay in L1 meanwhile.
-  static void step(const Shape& shape, const Packed& packed, int64_t active, const T* inputs, T* next, T* saved) {
-    for (int64_t j = 0; j < shape.height; j += LANES)
-      for (int64_t row = 0; row < active; row += TILE_ROWS)
-        tile_states(shape, packed, j, active - row < TILE_ROWS ? active - row : TILE_ROWS,
-                    inputs + row * shape.input_stride, next + row * shape.input_stride,
-                    saved ? saved + row * SAVED * shape.height : nullptr);
-  }
 
   static void load_item(const Problem& p, int64_t row, T* to) {
     const T* item = read_row(p.items, row, p.d, to);
@@ -174,7 +83,7 @@ struct Loops {
         load_item(p, row, inputs + i * stride);
         prefetch_item(p, row + 1);
       }
-      step(shape, packed, active, inputs, next, saved);
+      Step::advance(shape, packed, active, inputs, next, saved);
       if (saved) saved += active * SAVED * shape.height;
       T* const swapped = inputs;
       inputs = next;
@@ -200,27 +109,6 @@ struct Loops {
     for_each_block(p, begin, end, [&](const int64_t* block, int64_t count) {
       forward_block(p, shape, packed, block, count, last, saved ? saved + first_saved(p, shape, block) : nullptr, w);
     });
-  }
-
-  // From a saved row to the cotangents before its activations, and to the state h before it; dh becomes what reaches
-  // that state directly. Fetches the row `ahead` numbers on.
-  static void differentiate(const Shape& shape, const T* saved, int64_t ahead, T* h, T* gates, T* dh) {
-    const int64_t height = shape.height;
-    for (int64_t j = 0; j < height; j += LANES) {
-      const auto read = [&](int64_t slot) {
-        __builtin_prefetch(saved + ahead + slot * height + j);
-        return load<V>(saved + slot * height + j);
-      };
-      const V n = read(0), r = read(1), z = read(2), q = read(3), before = read(4);
-      const V cotangent = load<V>(dh + j), kept = cotangent * z;
-      const V dn = (cotangent - kept) * (T(1) - n * n), dq = dn * r;
-      store(gates + j, dn);
-      store(gates + height + j, dq * q * (T(1) - r));
-      store(gates + 2 * height + j, kept * (before - n) * (T(1) - z));
-      store(gates + 3 * height + j, dq);
-      store(dh + j, kept);
-      store(h + j, before);
-    }
   }
 
   // Rows whose cotangents are known, but not yet the gradients of their x and of the weights.
@@ -266,8 +154,8 @@ struct Loops {
       T* const input = inputs + i * shape.input_stride;
       load_item(p, row, input);
       prefetch_item(p, row - 1);
-      differentiate(shape, saved + i * size, -active * size, input + shape.width, gates + i * shape.gate_stride,
-                    w.h_gradient + i * shape.height);
+      Step::differentiate(shape, saved + i * size, -active * size, input + shape.width, gates + i * shape.gate_stride,
+                          w.h_gradient + i * shape.height);
       pending.rows[pending.count + i] = row;
     }
     const int64_t rows = round_up(active, TILE_ROWS);
