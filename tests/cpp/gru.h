@@ -36,7 +36,7 @@ struct GruInputs : GruTensors<S> {
     this->items = poisoned<S>(c.rows() * c.d);  // the padding stays NaN
     const auto numbers = random_numbers<S>(c.rows() * c.d, 2);
     for (int64_t b = 0; b < c.batch(); ++b)
-      std::copy_n(&numbers[c.first(b) * c.d], c.lengths[b] * c.d, &this->items[c.first(b) * c.d]);
+      std::copy_n(numbers.data() + c.first(b) * c.d, c.lengths[b] * c.d, this->items.data() + c.first(b) * c.d);
     const int64_t gates = 3 * c.hidden, sizes[] = {gates * c.d, gates * c.hidden, gates, gates};
     for (int i = 0; i < (c.bias ? 4 : 2); ++i) {
       this->parameters[i] = random_numbers<S>(sizes[i], 3 + i);
