@@ -41,11 +41,12 @@ STABLE_TORCH_LIBRARY(cmi_fast, library) {
 
   library.def(
       "gru(Tensor items, Tensor weight_ih, Tensor weight_hh, Tensor? bias_ih, Tensor? bias_hh, Tensor? lengths, "
-      "Tensor? offsets) -> (Tensor last, Tensor states)");
+      "Tensor? offsets, bool save) -> (Tensor last, Tensor saved)");
   library.def(
-      "gru_backward(Tensor last_grad, Tensor states, Tensor items, Tensor weight_ih, Tensor weight_hh, "
-      "Tensor? bias_ih, Tensor? bias_hh, Tensor? lengths, Tensor? offsets, bool items_grad, bool weight_ih_grad, "
-      "bool weight_hh_grad, bool bias_ih_grad, bool bias_hh_grad) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
+      "gru_backward(Tensor last_grad, Tensor saved, Tensor items, Tensor weight_ih, Tensor weight_hh, "
+      "Tensor? bias_ih, Tensor? bias_hh, Tensor? lengths, Tensor? offsets, bool save, bool items_grad, "
+      "bool weight_ih_grad, bool weight_hh_grad, bool bias_ih_grad, bool bias_hh_grad) "
+      "-> (Tensor, Tensor, Tensor, Tensor, Tensor)");
 
   library.def("isa_level() -> str");
   library.def("supported_isa_levels() -> str");

@@ -129,20 +129,59 @@ def test_opcheck(jagged: bool, bias: bool) -> None:
     if not bias:
         parameters[2:] = [None, None]
     leaves = [None if x is None else x.requires_grad_() for x in (items, *parameters)]
-    torch.library.opcheck(torch.ops.cmi_fast.gru.default, (*leaves, *index))
+    torch.library.opcheck(torch.ops.cmi_fast.gru.default, (*leaves, *index, True))
     detached = [None if x is None else x.detach() for x in leaves]
-    _, states = torch.ops.cmi_fast.gru(*detached, *index)
+    torch.library.opcheck(torch.ops.cmi_fast.gru.default, (*detached, *index, False))
+    _, saved = torch.ops.cmi_fast.gru(*detached, *index, True)
     wanted = (True, True, True, bias, bias)
     torch.library.opcheck(
-        torch.ops.cmi_fast.gru_backward.default, (torch.randn(3, 5), states, *detached, *index, *wanted)
+        torch.ops.cmi_fast.gru_backward.default, (torch.randn(3, 5), saved, *detached, *index, True, *wanted)
     )
 
 
 def test_unwanted_gradients_are_as_their_fakes() -> None:
     items, *parameters, _ = make(3, 6, 4, 5, torch.bfloat16)
-    last, states = torch.ops.cmi_fast.gru(items, *parameters, None, None)
-    args = (torch.randn_like(last), states, items, *parameters, None, None, True, False, True, False, False)
+    last, saved = torch.ops.cmi_fast.gru(items, *parameters, None, None, True)
+    args = (torch.randn_like(last), saved, items, *parameters, None, None, True, True, False, True, False, False)
     torch.library.opcheck(torch.ops.cmi_fast.gru_backward.default, args)
+
+
+def test_nothing_is_saved_where_no_gradient_is_wanted() -> None:
+    *inputs, lengths = make(3, 4, 4, 5)
+    saved: list[int] = []
+
+    class Recorder(TorchDispatchMode):
+        def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            result = function(*args, **(kwargs or {}))
+            if function is torch.ops.cmi_fast.gru.default:
+                saved.append(result[1].numel())
+            return result
+
+    with Recorder():
+        expected = gru(*inputs, lengths, backend="cpu")
+        inputs[1].requires_grad_()
+        with torch.no_grad():
+            gru(*inputs, lengths, backend="cpu")
+        last = gru(*inputs, lengths, backend="cpu")
+    assert saved == [0, 0, 3 * 4 * 5 * 16]
+    assert torch.equal(last, expected)
+    *inputs, lengths = (x.detach() for x in (*inputs, lengths))
+    unsaved = torch.ops.cmi_fast.gru(*inputs, lengths, None, False)
+    with pytest.raises(RuntimeError, match="saved must be"):
+        torch.ops.cmi_fast.gru_backward(*unsaved, *inputs, lengths, None, False, *[True] * 5)
+
+
+@pytest.mark.parametrize("length", [16, 1200], ids=["cached", "streamed"])
+def test_large_gradients(isa_level: str, length: int) -> None:
+    """Beyond 4 MB the gradient of the items is written past the caches."""
+    items, *parameters, lengths = make(16, length, 64, 3, torch.float32)
+    assert_within_budget(
+        lambda *x: gru(*x, lengths, backend="cpu"),
+        lambda *x: reference.gru(*x, lengths),
+        [items, *parameters],
+        torch.randn(16, 3),
+        rounding(torch.float32),
+    )
 
 
 @pytest.mark.parametrize("wanted", range(5), ids=["items", *PARAMETERS])
@@ -189,7 +228,7 @@ def test_the_operator_itself_never_reads_out_of_bounds(offsets: list[int]) -> No
     index = torch.tensor(offsets, dtype=torch.int64)
     items, *parameters, _ = make(1, 6, 4, 5)
     with pytest.raises(RuntimeError, match="offsets must"):
-        torch.ops.cmi_fast.gru(items[0], *parameters, None, index)
+        torch.ops.cmi_fast.gru(items[0], *parameters, None, index, False)
 
 
 @pytest.mark.parametrize("argument", [1, 2, 3, 4], ids=PARAMETERS)
@@ -197,7 +236,7 @@ def test_the_operator_itself_checks_shapes(argument: int) -> None:
     *inputs, _ = make(2, 3, 4, 5)
     inputs[argument] = inputs[argument][1:]
     with pytest.raises(RuntimeError, match="must be"):
-        torch.ops.cmi_fast.gru(*inputs, None, None)
+        torch.ops.cmi_fast.gru(*inputs, None, None, False)
 
 
 @pytest.mark.parametrize(

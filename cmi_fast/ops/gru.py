@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from cmi_fast import _native, reference
@@ -89,7 +90,9 @@ def gru(
             return reference.gru(items, weight_ih, weight_hh, bias_ih, bias_hh, lengths, offsets)
     lengths = None if lengths is None else as_int64(lengths)
     offsets = None if offsets is None else as_int64(offsets)
-    return _gru(items, weight_ih, weight_hh, bias_ih, bias_hh, lengths, offsets)
+    inputs = (items, weight_ih, weight_hh, bias_ih, bias_hh)
+    save = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs)
+    return _gru(*inputs, lengths, offsets, save)
 
 
 def _fake(
@@ -100,11 +103,14 @@ def _fake(
     bias_hh: Tensor | None,
     lengths: Tensor | None,
     offsets: Tensor | None,
+    save: bool,
 ) -> tuple[Tensor, Tensor]:
     batch = items.shape[0] if offsets is None else offsets.shape[0] - 1
     hidden = weight_hh.shape[1]
-    states = items.new_empty(items.shape[:-1].numel(), hidden, dtype=accumulation_type(items.dtype))
-    return items.new_empty(batch, hidden), states
+    rows = items.shape[:-1].numel() if save else 0
+    # n, r, z, q and the state before each item, in the kernel's padding of rows.
+    saved = items.new_empty(rows, 5 * (-(-hidden // 16) * 16), dtype=accumulation_type(items.dtype))
+    return items.new_empty(batch, hidden), saved
 
 
 if _native.available:

@@ -4,13 +4,14 @@
 #include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
-#include <numeric>
-#include <vector>
 
 #include "cpu/checks.h"
+#include "cpu/gru_blocks.h"
+#include "cpu/huge_pages.h"
 #include "cpu/level.h"
 #include "cpu/parallel.h"
 #include "cpu/partition.h"
+#include "cpu/streaming.h"
 
 namespace cmi_fast {
 
@@ -40,9 +41,9 @@ template <class T>
 struct Call {
   const GruKernel<T>& kernel = cmi_fast::kernel<T>();
   Tensor items, index, packed;
-  std::vector<int64_t> order;
+  std::optional<GruBlocks> blocks;
   Gru<T> problem;
-  int64_t rows, blocks;
+  int64_t rows;
 
   explicit Call(const Arguments& given) {
     check_shapes(given);
@@ -51,18 +52,17 @@ struct Call {
     const Sequences sequences = read_sequences(given);
     rows = items.numel() / d;
     check_sequences(sequences, rows);
-    order.resize(sequences.batch);
-    std::iota(order.begin(), order.end(), 0);
-    std::stable_sort(order.begin(), order.end(),
-                     [&](int64_t a, int64_t b) { return sequences.length(a) > sequences.length(b); });
-    // Few sequences make blocks of few, so that there is work for several threads.
-    constexpr int64_t BLOCKS = 32;
-    const int64_t share = (sequences.batch / BLOCKS + GRU_BLOCK_STEP - 1) / GRU_BLOCK_STEP * GRU_BLOCK_STEP;
-    const int64_t block = std::clamp(share, GRU_BLOCK_STEP, GRU_BLOCK_MAX);
-    blocks = std::max<int64_t>((sequences.batch + block - 1) / block, 1);
+    blocks.emplace(sequences);
     packed = new_tensor(kernel.packed_size(d, hidden));
     pack_weights(given, d, hidden);
-    problem = {sequences, order.data(), block, {items.const_data_ptr(), element<T>(items)}, d, hidden, data<T>(packed)};
+    problem = {.sequences = sequences,
+               .order = blocks->order.data(),
+               .block = blocks->block,
+               .first_saved = blocks->first_saved.data(),
+               .items = {items.const_data_ptr(), element<T>(items)},
+               .d = d,
+               .hidden = hidden,
+               .packed = data<T>(packed)};
   }
 
   Tensor new_tensor(int64_t size) const { return torch::stable::new_empty(items, {size}, SCALAR_TYPE<T>); }
@@ -108,39 +108,31 @@ struct Call {
     kernel.pack_weights({read[0], read[1], read[2], read[3]}, d, hidden, mutable_data<T>(packed));
   }
 
-  // Calls run(part, begin, end, workspace) for the blocks in `parts` parts: the longest sequences come first, so that
-  // threads end together.
+  // Calls run(part, begin, end, workspace) for each part of the blocks.
   template <class Run>
   void parallel(int64_t parts, const Run& run) const {
     const int64_t workers = std::min<int64_t>(parts, torch::stable::get_num_threads());
     const int64_t stride = (kernel.workspace_size(problem.d, problem.hidden) + 15) / 16 * 16;  // no false sharing
     const Tensor workspace = new_tensor(workers * stride);
-    const auto boundary = [&](int64_t part) {
-      return std::min(problem.sequences.batch, part * blocks / parts * problem.block);
-    };
     for_each_part(parts, workers, TorchThreads{}, [&](int64_t part, int64_t worker) {
-      run(part, boundary(part), boundary(part + 1), mutable_data<T>(workspace) + worker * stride);
+      run(part, blocks->boundary(part, parts), blocks->boundary(part + 1, parts),
+          mutable_data<T>(workspace) + worker * stride);
     });
   }
 };
 
-// Each part has a sum of the parameters' gradients: as many as there is memory for, whatever the number of threads.
-int64_t gradient_parts(int64_t blocks, int64_t bytes) {
-  constexpr int64_t MIN_PARTS = 4, MAX_PARTS = 64, MEMORY = 64 << 20;
-  return std::min(blocks, std::clamp(MEMORY / bytes, MIN_PARTS, MAX_PARTS));
-}
-
 using Gradients = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
 
 template <class T>
-Gradients backward(const Call<T>& call, const Tensor& last_grad_, const Tensor& states, const Arguments& given,
+Gradients backward(const Call<T>& call, const Tensor& last_grad_, const Tensor& saved_, const Arguments& given,
                    const bool (&wanted)[5]) {
   const auto& p = call.problem;
   STD_TORCH_CHECK(last_grad_.numel() == p.sequences.batch * p.hidden, "the gradient must be [B, hidden]");
-  STD_TORCH_CHECK(states.numel() == call.rows * p.hidden && states.scalar_type() == SCALAR_TYPE<T>,
-                  "states must be those of the forward");
+  STD_TORCH_CHECK(
+      saved_.numel() == call.rows * call.kernel.saved_size(p.hidden) && saved_.scalar_type() == SCALAR_TYPE<T>,
+      "saved must be what the forward with save=True returns");
   const Tensor last_grad = torch::stable::contiguous(last_grad_);
-  const Tensor states_read = torch::stable::contiguous(states);
+  const Tensor saved = torch::stable::contiguous(saved_);
   const OptionalTensor inputs[] = {given.items, given.weight_ih, given.weight_hh, given.bias_ih, given.bias_hh};
   Tensor result[5];
   MutableRows written[5];
@@ -151,15 +143,18 @@ Gradients backward(const Call<T>& call, const Tensor& last_grad_, const Tensor& 
   }
   const bool parameters = wanted[1] || wanted[2] || wanted[3] || wanted[4];
   const int64_t size = call.kernel.gradient_size(p.d, p.hidden);
-  const int64_t parts = gradient_parts(call.blocks, size * sizeof(T));
+  const int64_t parts = call.blocks->gradient_parts(size * sizeof(T));
   const Tensor partial = call.new_tensor(parameters ? parts * size : 0);
   T* const sums = mutable_data<T>(partial);
   call.parallel(parts, [&](int64_t part, int64_t begin, int64_t end, T* workspace) {
-    const GruGradients<T> gradients{{last_grad.const_data_ptr(), element<T>(last_grad)},
-                                    data<T>(states_read),
-                                    written[0],
-                                    parameters ? sums + part * size : nullptr};
-    call.kernel.backward(p, begin, end, gradients, workspace);
+    call.kernel.backward(
+        p, begin, end,
+        {.last = {last_grad.const_data_ptr(), element<T>(last_grad)},
+         .saved = data<T>(saved),
+         .items = written[0],
+         .stream = wanted[0] && result[0].scalar_type() == SCALAR_TYPE<T> && worth_streaming<T>(result[0]),
+         .parameters = parameters ? sums + part * size : nullptr},
+        workspace);
   });
   if (parameters) {
     for (int64_t part = 1; part < parts; ++part)
@@ -178,29 +173,31 @@ auto dispatch_computed(const Tensor& items, const Run& run) {
 }  // namespace
 
 std::tuple<Tensor, Tensor> gru(Tensor items, Tensor weight_ih, Tensor weight_hh, OptionalTensor bias_ih,
-                               OptionalTensor bias_hh, OptionalTensor lengths, OptionalTensor offsets) {
+                               OptionalTensor bias_hh, OptionalTensor lengths, OptionalTensor offsets, bool save) {
   return dispatch_computed(items, [&](auto type) -> std::tuple<Tensor, Tensor> {
     using T = decltype(type);
     const Call<T> call({items, weight_ih, weight_hh, bias_ih, bias_hh, lengths, offsets});
     const auto& p = call.problem;
     const Tensor last = torch::stable::new_empty(items, {p.sequences.batch, p.hidden});
-    const Tensor states = torch::stable::new_empty(items, {call.rows, p.hidden}, SCALAR_TYPE<T>);
-    call.parallel(call.blocks, [&](int64_t, int64_t begin, int64_t end, T* workspace) {
-      call.kernel.forward(p, begin, end, {last.mutable_data_ptr(), element<T>(last)}, mutable_data<T>(states),
-                          workspace);
+    const Tensor saved =
+        torch::stable::new_empty(items, {save ? call.rows : 0, call.kernel.saved_size(p.hidden)}, SCALAR_TYPE<T>);
+    prefer_huge_pages(saved.mutable_data_ptr(), saved.numel() * sizeof(T));
+    call.parallel(call.blocks->count(), [&](int64_t, int64_t begin, int64_t end, T* workspace) {
+      call.kernel.forward(p, begin, end, {last.mutable_data_ptr(), element<T>(last)},
+                          save ? mutable_data<T>(saved) : nullptr, workspace);
     });
-    return {last, states};
+    return {last, saved};
   });
 }
 
-Gradients gru_backward(Tensor last_grad, Tensor states, Tensor items, Tensor weight_ih, Tensor weight_hh,
+Gradients gru_backward(Tensor last_grad, Tensor saved, Tensor items, Tensor weight_ih, Tensor weight_hh,
                        OptionalTensor bias_ih, OptionalTensor bias_hh, OptionalTensor lengths, OptionalTensor offsets,
-                       bool items_grad, bool weight_ih_grad, bool weight_hh_grad, bool bias_ih_grad,
+                       bool, bool items_grad, bool weight_ih_grad, bool weight_hh_grad, bool bias_ih_grad,
                        bool bias_hh_grad) {
   return dispatch_computed(items, [&](auto type) {
     using T = decltype(type);
     const Arguments given{items, weight_ih, weight_hh, bias_ih, bias_hh, lengths, offsets};
-    return backward(Call<T>(given), last_grad, states, given,
+    return backward(Call<T>(given), last_grad, saved, given,
                     {items_grad, weight_ih_grad, weight_hh_grad, bias_ih_grad, bias_hh_grad});
   });
 }

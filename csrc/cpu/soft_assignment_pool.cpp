@@ -10,6 +10,7 @@
 #include "cpu/parallel.h"
 #include "cpu/partition.h"
 #include "cpu/shared_rows.h"
+#include "cpu/streaming.h"
 
 namespace cmi_fast {
 
@@ -168,15 +169,6 @@ Tensor forward(const Call<T>& call) {
     call.kernel.forward(call.problem, begin, end, pooled.mutable_data_ptr(), workspace);
   });
   return pooled;
-}
-
-// More than the caches hold until somebody reads it, and rows that are whole cache lines of T. Kernels stream what they
-// store as T, so a half type's own alignment does not matter.
-template <class T>
-bool worth_streaming(const Tensor& rows) {
-  constexpr int64_t CACHED_BYTES = 4 << 20, CACHE_LINE = 64;
-  return rows.numel() * sizeof(T) > CACHED_BYTES && rows.size(-1) * sizeof(T) % CACHE_LINE == 0 &&
-         reinterpret_cast<uintptr_t>(rows.const_data_ptr()) % CACHE_LINE == 0;
 }
 
 template <class T>

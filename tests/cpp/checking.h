@@ -3,6 +3,8 @@
 
 #include <cmath>
 #include <cstdint>
+#include <cstdlib>
+#include <memory>
 #include <random>
 #include <string>
 #include <thread>
@@ -21,6 +23,15 @@ void check(bool holds, const std::string& what);
 template <class T>
 std::vector<T> poisoned(int64_t size) {
   return std::vector<T>(size, ELEMENT<T>.nan);
+}
+
+// As poisoned, at an address that streaming stores can go to.
+template <class T>
+std::unique_ptr<T, decltype(&std::free)> aligned(int64_t size) {
+  void* memory = nullptr;
+  check(posix_memalign(&memory, 64, size * sizeof(T)) == 0, "memory");
+  std::fill_n(static_cast<T*>(memory), size, ELEMENT<T>.nan);
+  return {static_cast<T*>(memory), &std::free};
 }
 
 template <class T>

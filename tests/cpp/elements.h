@@ -6,6 +6,7 @@
 #include <limits>
 #include <string>
 
+#include "cpu/kernels/element.h"
 #include "cpu/kernels/half.h"
 
 namespace cmi_fast::testing {
@@ -27,6 +28,12 @@ template <>
 inline const ElementOf<BFloat16> ELEMENT<BFloat16>{"bfloat16", 0x1p-7, {0x7fc0}};
 template <>
 inline const ElementOf<Half> ELEMENT<Half>{"float16", 0x1p-10, {0x7e00}};
+
+// What a tensor of S is to a kernel that computes in Compute<S>.
+template <class S>
+constexpr Element STORED = std::is_same_v<S, BFloat16> ? Element::bfloat16
+                           : std::is_same_v<S, Half>   ? Element::float16
+                                                       : Element::computed;
 
 inline double to_double(double x) { return x; }
 

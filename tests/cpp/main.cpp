@@ -19,6 +19,7 @@ void check(bool holds, const std::string& what) {
 
 void test_pair_schedule();
 void test_building_blocks();
+void test_gru();
 void test_interest_softmax_loss();
 void test_nt_xent_loss();
 void test_soft_assignment_pool();
@@ -34,6 +35,7 @@ int main(int count, char** arguments) {
     void (*run)();
   } suites[] = {{"pair_schedule", test_pair_schedule},
                 {"building_blocks", test_building_blocks},
+                {"gru", test_gru},
                 {"interest_softmax_loss", test_interest_softmax_loss},
                 {"nt_xent_loss", test_nt_xent_loss},
                 {"soft_assignment_pool", test_soft_assignment_pool},

@@ -2,9 +2,6 @@
 // item.
 #pragma once
 
-#include <cstdlib>
-#include <memory>
-
 #include "checking.h"
 #include "cpu/kernels/soft_assignment_pool.h"
 #include "cpu/kernels/table_gradient.h"
@@ -83,20 +80,6 @@ template <class T>
 const SoftAssignmentPoolKernel<T>& pool_kernel();  // of the current level
 template <class T>
 void run_table_gradient(const TableGradient<T>& gradient, int64_t begin, int64_t end);
-
-template <class S>
-constexpr Element STORED = std::is_same_v<S, BFloat16> ? Element::bfloat16
-                           : std::is_same_v<S, Half>   ? Element::float16
-                                                       : Element::computed;
-
-// As poisoned, at an address that streaming stores can go to.
-template <class T>
-std::unique_ptr<T, decltype(&std::free)> aligned(int64_t size) {
-  void* memory = nullptr;
-  check(posix_memalign(&memory, 64, size * sizeof(T)) == 0, "memory");
-  std::fill_n(static_cast<T*>(memory), size, ELEMENT<T>.nan);
-  return {static_cast<T*>(memory), &std::free};
-}
 
 template <class S, class Parallel>
 struct PoolRun {

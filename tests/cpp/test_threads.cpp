@@ -1,4 +1,5 @@
 // The same bits on any number of threads, under the operators' own schedules. ThreadSanitizer watches.
+#include "gru.h"
 #include "interest_softmax.h"
 #include "nt_xent.h"
 #include "pool.h"
@@ -51,6 +52,20 @@ void test_pool() {
   }
 }
 
+template <class T>
+void test_gru() {
+  std::vector<int64_t> lengths(300);
+  for (size_t b = 0; b < lengths.size(); ++b) lengths[b] = b * 7 % 9;
+  for (const GruCase& c : {GruCase{lengths, 0, 3, 5}, GruCase{lengths, 9, 16, 4, true, sizeof(T) > 2}}) {
+    const GruInputs<T> inputs(c);
+    const auto expected = run_gru(c, inputs, OneAfterAnother{}, 1, every_gradient(inputs));
+    check_gru(expected, gru_item_by_item(c, inputs), ELEMENT<T>.name + " " + c.name());
+    for (const int64_t threads : THREADS)
+      check(run_gru(c, inputs, Threads{}, threads, every_gradient(inputs)).same_bits_as(expected),
+            ELEMENT<T>.name + " " + c.name() + "same bits on " + std::to_string(threads) + " threads");
+  }
+}
+
 }  // namespace
 
 void test_threads() {  // what the threads share does not depend on the ISA level: the best one
@@ -60,6 +75,8 @@ void test_threads() {  // what the threads share does not depend on the ISA leve
   test_interest_softmax<BFloat16>();
   test_pool<float>();
   test_pool<BFloat16>();
+  test_gru<float>();
+  test_gru<BFloat16>();
 }
 
 }  // namespace cmi_fast::testing

@@ -5,11 +5,12 @@
 // from which one product gives what goes to h (beside D z), one what goes to x, and one each weight's gradient.
 //
 // A block of sequences, ordered by length, runs through time together: at every step those that have not ended are its
-// first rows. Only states are stored; the backward computes the gates again. The products that no state waits for
-// (gradients of x and of the weights) are taken over many steps at once.
+// first rows. What the backward needs of a step is saved in the order of the computation, so that it is read as a
+// stream. The products that no state waits for (gradients of x and of the weights) are taken over many steps at once.
 #include "cpu/kernels/gru.h"
 
 #include "cpu/kernels/gru_layout.h"
+#include "cpu/kernels/gru_step.h"
 #include "cpu/kernels/product.h"
 #include "cpu/kernels/rows.h"
 
@@ -23,6 +24,7 @@ struct Loops {
   using Shape = GruShape;
   using Packed = PackedGru<T>;
   using Sums = GruSums<T>;
+  using Step = GruStep<T>;
   using V = Vector<T, WIDE>;
   static constexpr int LANES = VectorOf<T, WIDE>::LANES;
 
@@ -35,7 +37,8 @@ struct Loops {
                                               add);
   }
 
-  // Workspace of one thread: rows [x h] and rows of gates; gradients of x; of h, a row a sequence.
+  // Workspace of one thread: rows [x h], in the forward those of a step and of the next one; rows of gates; gradients
+  // of x; of h, a row a sequence.
   struct Workspace {
     T *inputs, *gates, *x_gradient, *h_gradient;
     int64_t size;
@@ -46,91 +49,19 @@ struct Loops {
                            {&inputs, &gates, &x_gradient, &h_gradient}, memory);
     }
   };
+  static_assert(PENDING >= 2 * GRU_BLOCK_MAX);
 
   static int64_t workspace_size(int64_t d, int64_t hidden) { return Workspace(Shape(d, hidden), nullptr).size; }
-
-  // 2^(-|x| factor), of which sigmoid and tanh are made.
-  template <int COUNT>
-  static void exponentials(V (&x)[COUNT], T factor) {
-#pragma GCC unroll 4
-    for (int i = 0; i < COUNT; ++i) x[i] = (x[i] < 0 ? x[i] : -x[i]) * factor;
-    exp2_nonpositive<T, WIDE>(x);
-  }
-
-  static V sigmoid(V x, V exponential) {
-    const V inverse = T(1) / (T(1) + exponential);
-    return x < 0 ? exponential * inverse : inverse;
-  }
-
-  struct Activated {
-    V r, z, n, q;
-  };
-
-  // The gates at place j of a row, from what goes into their activations.
-  static Activated activate(const T* row, int64_t height, int64_t j) {
-    const V q = load<V>(row + 3 * height + j);
-    V two[2] = {load<V>(row + height + j), load<V>(row + 2 * height + j)};
-    const V r_in = two[0], z_in = two[1];
-    exponentials(two, T(LOG2_E));
-    const V r = sigmoid(r_in, two[0]), z = sigmoid(z_in, two[1]);
-    const V n_in = load<V>(row + j) + r * q;
-    V one[1] = {n_in};
-    exponentials(one, T(2 * LOG2_E));
-    const V n = (T(1) - one[0]) / (T(1) + one[0]);
-    return {r, z, n_in < 0 ? -n : n, q};
-  }
-
-  // sum += a [TILE_ROWS, depth] weights [depth, 3, LANES]
-  __attribute__((always_inline)) static inline void accumulate(int64_t depth, const T* a, int64_t stride,
-                                                               const T* weights, V (&sum)[TILE_ROWS][GATES]) {
-    for (int64_t k = 0; k < depth; ++k) {
-      V right[GATES];
-#pragma GCC unroll 4
-      for (int gate = 0; gate < GATES; ++gate) right[gate] = load<V>(weights + (k * GATES + gate) * LANES);
-#pragma GCC unroll 8
-      for (int row = 0; row < TILE_ROWS; ++row) {
-        const T left = a[row * stride + k];
-#pragma GCC unroll 4
-        for (int gate = 0; gate < GATES; ++gate) sum[row][gate] += left * right[gate];
-      }
-    }
-  }
-
-  // What goes into the activations of a tile of rows, of LANES columns from j on: x adds to n, r, z and h to r, z, q.
-  static void gates_tile(const Shape& shape, const Packed& packed, int64_t j, const T* inputs, T* gates) {
-    const int64_t height = shape.height;
-    const auto bias = [&](int64_t slot) { return load<V>(packed.bias + slot * height + j); };
-    V sum[TILE_ROWS][GATES];
-#pragma GCC unroll 8
-    for (int row = 0; row < TILE_ROWS; ++row) {
-      sum[row][0] = bias(1);
-      sum[row][1] = bias(2);
-      sum[row][2] = bias(0);
-    }
-    accumulate(shape.d, inputs, shape.input_stride, packed.x_gates + j * shape.d * GATES, sum);
-#pragma GCC unroll 8
-    for (int row = 0; row < TILE_ROWS; ++row) {
-      store(gates + row * shape.gate_stride + j, sum[row][2]);
-      sum[row][2] = bias(3);
-    }
-    accumulate(shape.hidden, inputs + shape.width, shape.input_stride, packed.h_gates + j * shape.hidden * GATES, sum);
-#pragma GCC unroll 8
-    for (int row = 0; row < TILE_ROWS; ++row)
-#pragma GCC unroll 4
-      for (int gate = 0; gate < GATES; ++gate)
-        store(gates + row * shape.gate_stride + (gate + 1) * height + j, sum[row][gate]);
-  }
-
-  // The same of `count` rows, rounded up to whole tiles, and all columns. A group's weights stay in L1 meanwhile.
-  static void compute_gates(const Shape& shape, const Packed& packed, int64_t count, const T* inputs, T* gates) {
-    for (int64_t j = 0; j < shape.height; j += LANES)
-      for (int64_t row = 0; row < count; row += TILE_ROWS)
-        gates_tile(shape, packed, j, inputs + row * shape.input_stride, gates + row * shape.gate_stride);
-  }
 
   static void load_item(const Problem& p, int64_t row, T* to) {
     const T* item = read_row(p.items, row, p.d, to);
     if (item != to) copy(item, p.d, to);
+  }
+
+  static void prefetch_item(const Problem& p, int64_t row) {
+    const int64_t bytes = p.d * (p.items.element == Element::computed ? sizeof(T) : 2);
+    const char* const item = static_cast<const char*>(p.items.data) + row * bytes;
+    for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(item + i);
   }
 
   // How many sequences of a block are longer than `time`, `count` or fewer.
@@ -140,24 +71,25 @@ struct Loops {
   }
 
   static void forward_block(const Problem& p, const Shape& shape, const Packed& packed, const int64_t* block,
-                            int64_t count, MutableRows last, T* states, const Workspace& w) {
-    set_zero(w.inputs, GRU_BLOCK_MAX * shape.input_stride);
-    int64_t active = longer(p, block, count, 0);
-    for (int64_t time = 0; active > 0; active = longer(p, block, active, ++time)) {
-      for (int64_t i = 0; i < active; ++i)
-        load_item(p, p.sequences.first(block[i]) + time, w.inputs + i * shape.input_stride);
-      compute_gates(shape, packed, active, w.inputs, w.gates);
+                            int64_t count, MutableRows last, T* saved, const Workspace& w) {
+    const int64_t stride = shape.input_stride, buffer = GRU_BLOCK_MAX * stride;
+    T *inputs = w.inputs, *next = w.inputs + buffer;
+    set_zero(inputs, 2 * buffer);
+    for (int64_t time = 0; count > 0; ++time) {
+      const int64_t active = longer(p, block, count, time);
+      for (int64_t i = active; i < count; ++i) write_row(inputs + i * stride + shape.width, block[i], p.hidden, last);
       for (int64_t i = 0; i < active; ++i) {
-        T* const h = w.inputs + i * shape.input_stride + shape.width;
-        for (int64_t j = 0; j < shape.height; j += LANES) {
-          const Activated g = activate(w.gates + i * shape.gate_stride, shape.height, j);
-          store(h + j, g.n + g.z * (load<V>(h + j) - g.n));
-        }
-        copy(h, p.hidden, states + (p.sequences.first(block[i]) + time) * p.hidden);
+        const int64_t row = p.sequences.first(block[i]) + time;
+        load_item(p, row, inputs + i * stride);
+        prefetch_item(p, row + 1);
       }
+      Step::advance(shape, packed, active, inputs, next, saved);
+      if (saved) saved += active * SAVED * shape.height;
+      T* const swapped = inputs;
+      inputs = next;
+      next = swapped;
+      count = active;
     }
-    for (int64_t i = 0; i < count; ++i)
-      write_row(w.inputs + i * shape.input_stride + shape.width, block[i], p.hidden, last);
   }
 
   template <class Run>
@@ -166,29 +98,17 @@ struct Loops {
       run(p.order + start, end - start < p.block ? end - start : p.block);
   }
 
-  static void forward(const Problem& p, int64_t begin, int64_t end, MutableRows last, T* states, T* memory) {
+  static int64_t first_saved(const Problem& p, const Shape& shape, const int64_t* block) {
+    return p.first_saved[(block - p.order) / p.block] * SAVED * shape.height;
+  }
+
+  static void forward(const Problem& p, int64_t begin, int64_t end, MutableRows last, T* saved, T* memory) {
     const Shape shape(p.d, p.hidden);
     const Packed packed(shape, const_cast<T*>(p.packed));
     const Workspace w(shape, memory);
     for_each_block(p, begin, end, [&](const int64_t* block, int64_t count) {
-      forward_block(p, shape, packed, block, count, last, states, w);
+      forward_block(p, shape, packed, block, count, last, saved ? saved + first_saved(p, shape, block) : nullptr, w);
     });
-  }
-
-  // From what goes into a row's activations to its cotangent, in place; dh becomes what reaches the state before
-  // directly.
-  static void differentiate(const Shape& shape, const T* h, T* gates, T* dh) {
-    const int64_t height = shape.height;
-    for (int64_t j = 0; j < height; j += LANES) {
-      const Activated g = activate(gates, height, j);
-      const V cotangent = load<V>(dh + j), kept = cotangent * g.z;
-      const V dn = (cotangent - kept) * (T(1) - g.n * g.n);
-      store(gates + j, dn);
-      store(gates + height + j, dn * g.q * g.r * (T(1) - g.r));
-      store(gates + 2 * height + j, kept * (load<V>(h + j) - g.n) * (T(1) - g.z));
-      store(gates + 3 * height + j, dn * g.r);
-      store(dh + j, kept);
-    }
   }
 
   // Rows whose cotangents are known, but not yet the gradients of their x and of the weights.
@@ -196,6 +116,12 @@ struct Loops {
     int64_t count = 0;
     int64_t rows[PENDING];
   };
+
+  static void write_item_gradient(const Problem& p, int64_t row, const T* from, const Gradients& gradients) {
+    if (!gradients.stream) return write_row(from, row, p.d, gradients.items);
+    T* const to = static_cast<T*>(gradients.items.data) + row * p.d;
+    for (int64_t j = 0; j < p.d; j += LANES) store_streaming(to + j, load<V>(from + j));
+  }
 
   static void finish_pending(const Problem& p, const Shape& shape, const Packed& packed, const Gradients& gradients,
                              const Workspace& w, Pending& pending) {
@@ -205,7 +131,7 @@ struct Loops {
       panel_product(round_up(count, TILE_ROWS), shape.width, gates, Scalars<T>{w.gates, shape.gate_stride, 1},
                     packed.gates_x, w.x_gradient, shape.width, false);
       for (int64_t i = 0; i < count; ++i)
-        write_row(w.x_gradient + i * shape.width, pending.rows[i], p.d, gradients.items);
+        write_item_gradient(p, pending.rows[i], w.x_gradient + i * shape.width, gradients);
     }
     if (!gradients.parameters) return;
     const Sums sums(shape, gradients.parameters);
@@ -219,24 +145,19 @@ struct Loops {
 
   // The cotangents of one step of a block's first `active` sequences.
   static void step_back(const Problem& p, const Shape& shape, const Packed& packed, const int64_t* block,
-                        int64_t active, int64_t time, const Gradients& gradients, const Workspace& w,
-                        Pending& pending) {
+                        int64_t active, int64_t time, const T* saved, const Workspace& w, Pending& pending) {
     T* const inputs = w.inputs + pending.count * shape.input_stride;
     T* const gates = w.gates + pending.count * shape.gate_stride;
+    const int64_t size = SAVED * shape.height;
     for (int64_t i = 0; i < active; ++i) {
       const int64_t row = p.sequences.first(block[i]) + time;
-      T* const h = inputs + i * shape.input_stride + shape.width;
-      load_item(p, row, inputs + i * shape.input_stride);
-      if (time > 0)
-        copy(gradients.states + (row - 1) * p.hidden, p.hidden, h);
-      else
-        set_zero(h, p.hidden);
+      T* const input = inputs + i * shape.input_stride;
+      load_item(p, row, input);
+      prefetch_item(p, row - 1);
+      Step::differentiate(shape, saved + i * size, -active * size, input + shape.width, gates + i * shape.gate_stride,
+                          w.h_gradient + i * shape.height);
       pending.rows[pending.count + i] = row;
     }
-    compute_gates(shape, packed, active, inputs, gates);
-    for (int64_t i = 0; i < active; ++i)
-      differentiate(shape, inputs + i * shape.input_stride + shape.width, gates + i * shape.gate_stride,
-                    w.h_gradient + i * shape.height);
     const int64_t rows = round_up(active, TILE_ROWS);
     // Sequences that have ended before share the last tile: nothing is added to their cotangents.
     for (int64_t i = active; i < rows; ++i) set_zero(gates + i * shape.gate_stride, SLOTS * shape.height);
@@ -253,19 +174,26 @@ struct Loops {
       const T* row = read_row(gradients.last, block[i], p.hidden, dh);
       if (row != dh) copy(row, p.hidden, dh);
     }
+    const T* saved = gradients.saved + first_saved(p, shape, block);
+    for (int64_t i = 0; i < count; ++i) saved += p.sequences.length(block[i]) * SAVED * shape.height;
     for (int64_t time = p.sequences.length(block[0]) - 1; time >= 0; --time) {
       const int64_t active = longer(p, block, count, time);
+      saved -= active * SAVED * shape.height;
       if (pending.count + round_up(active, TILE_ROWS) > PENDING)
         finish_pending(p, shape, packed, gradients, w, pending);
-      step_back(p, shape, packed, block, active, time, gradients, w, pending);
+      step_back(p, shape, packed, block, active, time, saved, w, pending);
     }
   }
 
-  static void clear_padding(const Problem& p, const int64_t* block, int64_t count, MutableRows gradient) {
-    const int64_t bytes = p.d * (gradient.element == Element::computed ? sizeof(T) : 2);
+  static void clear_padding(const Problem& p, const int64_t* block, int64_t count, const Gradients& gradients) {
+    const int64_t bytes = p.d * (gradients.items.element == Element::computed ? sizeof(T) : 2);
     for (int64_t i = 0; i < count; ++i) {
       const int64_t length = p.sequences.length(block[i]), row = p.sequences.first(block[i]) + length;
-      set_zero(static_cast<char*>(gradient.data) + row * bytes, (p.sequences.rows(block[i]) - length) * bytes);
+      const int64_t size = (p.sequences.rows(block[i]) - length) * bytes;
+      char* const to = static_cast<char*>(gradients.items.data) + row * bytes;
+      if (!gradients.stream) set_zero(to, size);
+      for (int64_t place = 0; gradients.stream && place < size; place += WIDE)
+        store_streaming(reinterpret_cast<T*>(to + place), V{});
     }
   }
 
@@ -278,13 +206,16 @@ struct Loops {
     if (gradients.parameters) set_zero(gradients.parameters, Sums::size(p.d, p.hidden));
     for_each_block(p, begin, end, [&](const int64_t* block, int64_t count) {
       backward_block(p, shape, packed, block, count, gradients, w, pending);
-      if (gradients.items.data) clear_padding(p, block, count, gradients.items);
+      if (gradients.items.data) clear_padding(p, block, count, gradients);
     });
     finish_pending(p, shape, packed, gradients, w, pending);
+    finish_streaming();
   }
 
-  static constexpr GruKernel<T> KERNEL{Packed::size, workspace_size, Sums::size,  Packed::pack,
-                                       forward,      backward,       Sums::unpack};
+  static int64_t saved_size(int64_t hidden) { return SAVED * round_up(hidden, PADDING); }
+
+  static constexpr GruKernel<T> KERNEL{Packed::size, workspace_size, saved_size, Sums::size,
+                                       Packed::pack, forward,        backward,   Sums::unpack};
 };
 
 }  // namespace

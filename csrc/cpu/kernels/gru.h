@@ -12,9 +12,10 @@ constexpr int64_t GRU_BLOCK_STEP = 8, GRU_BLOCK_MAX = 32;
 template <class T>
 struct Gru {
   Sequences sequences;
-  const int64_t* order;  // [batch], the sequences from the longest to the shortest
-  int64_t block;         // sequences that run together
-  ConstRows items;       // [rows, d]
+  const int64_t* order;        // [batch], the sequences from the longest to the shortest
+  int64_t block;               // sequences that run together
+  const int64_t* first_saved;  // [blocks], the first saved row of each block
+  ConstRows items;             // [rows, d]
   int64_t d, hidden;
   const T* packed;  // by pack_weights
 };
@@ -22,8 +23,9 @@ struct Gru {
 template <class T>
 struct GruGradients {
   ConstRows last;     // [batch, hidden], the cotangent of the last states
-  const T* states;    // [rows, hidden], the state after each row
+  const T* saved;     // by forward
   MutableRows items;  // [rows, d], or data null: not wanted
+  bool stream;        // write it past the caches: a row is whole cache lines
   T* parameters;      // partial sum of this call, gradient_size of them; or null
 };
 
@@ -39,10 +41,12 @@ template <class T>
 struct GruKernel {
   int64_t (*packed_size)(int64_t d, int64_t hidden);
   int64_t (*workspace_size)(int64_t d, int64_t hidden);
+  int64_t (*saved_size)(int64_t hidden);  // of one item
   int64_t (*gradient_size)(int64_t d, int64_t hidden);
   void (*pack_weights)(const GruParameters<ConstRows>& parameters, int64_t d, int64_t hidden, T* packed);
-  // Both take the sequences order[begin] .. order[end]. Partial sums are overwritten, not added to.
-  void (*forward)(const Gru<T>& p, int64_t begin, int64_t end, MutableRows last, T* states, T* workspace);
+  // Both take the sequences order[begin] .. order[end], whole blocks. What the backward needs is saved unless null;
+  // partial sums are overwritten, not added to.
+  void (*forward)(const Gru<T>& p, int64_t begin, int64_t end, MutableRows last, T* saved, T* workspace);
   void (*backward)(const Gru<T>& p, int64_t begin, int64_t end, const GruGradients<T>& gradients, T* workspace);
   void (*unpack_gradients)(const T* sum, int64_t d, int64_t hidden, const GruParameters<MutableRows>& gradients);
 };

@@ -16,6 +16,7 @@ constexpr int64_t PADDING = 16;               // widths are multiples: whole vec
 constexpr int64_t APART = 16;                 // rows of a power of two would share the sets of the caches
 constexpr int64_t PENDING = 128;              // rows that wait for the products over many steps
 constexpr int64_t SLOTS = 4, GATES = 3;       // a row of gates is n, r, z, q: x gives the first three, h the last three
+constexpr int64_t SAVED = SLOTS + 1;          // an item's saved row is n, r, z, q and the state before it
 constexpr int64_t X_SLOT[GATES] = {1, 2, 0};  // where torch's r, z, n are among x's three
 constexpr int64_t H_SLOT[GATES] = {0, 1, 2};  // and among h's
 
