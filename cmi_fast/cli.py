@@ -76,7 +76,9 @@ def stats(data: Log, where: Where = None) -> None:
 def train(
     data: Log,
     out: Annotated[Path, typer.Option(help="Folder to create.", show_default=False)],
-    model: Annotated[str | None, typer.Option(help="The model: cmi.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="cmi, cmi-authors, comirec-dr, comirec-sa, dssrec, mind, octopus.")
+    ] = None,
     config: Annotated[Path | None, typer.Option(help="Settings as a TOML file.")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="One setting: key=value.")] = None,
     where: Where = None,

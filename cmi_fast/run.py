@@ -18,6 +18,7 @@ from cmi_fast.data.files import atomic_path
 from cmi_fast.errors import InputError
 from cmi_fast.evaluation import POLICY, EvaluationTask, evaluate_baselines
 from cmi_fast.evaluation.categories import category_agreement, read_item_categories
+from cmi_fast.models import CMI
 from cmi_fast.recommender import Recommender, translate
 from cmi_fast.training.config import Config, Source
 from cmi_fast.training.trainer import Progress, build_model, candidate_frequency, parse_device, train
@@ -91,7 +92,7 @@ def train_run(
         "best_epoch": best.number,
         "epochs": [asdict(epoch) for epoch in epochs],
     }
-    if known is not None:
+    if known is not None and isinstance(model, CMI):
         metrics["categories"] = category_agreement(model.assigned_categories().cpu().numpy(), known)
     with atomic_path(run / "metrics.json") as path:
         path.write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +14,7 @@ from cmi_fast.functional import (
     nt_xent_loss,
     orthogonality_loss,
 )
+from cmi_fast.models.base import MultiInterestModel
 from cmi_fast.nn import GRU
 
 
@@ -26,7 +27,7 @@ class Losses(NamedTuple):
     orthogonality: Tensor
 
 
-class CMI(nn.Module):
+class CMI(MultiInterestModel):
     """m interests by soft assignment to learned categories, plus a general interest from a GRU.
 
     Where the paper is silent or its own code departs from it, ``docs/model.md`` says what is done here and why.
@@ -45,8 +46,6 @@ class CMI(nn.Module):
         backend: of all operators, as in :mod:`cmi_fast.functional`.
     """
 
-    candidate_bias: Tensor | None
-
     def __init__(
         self,
         num_items: int,
@@ -61,8 +60,7 @@ class CMI(nn.Module):
         frequency: Tensor | None = None,
         backend: str = "auto",
     ) -> None:
-        super().__init__()
-        self.items = nn.Parameter(torch.empty(num_items, dim))
+        super().__init__(num_items, dim, frequency)
         self.categories = nn.Parameter(torch.empty(interests, dim))
         self.gru = GRU(dim, dim, backend=backend) if general_interest else None
         self.temperature = temperature
@@ -70,10 +68,15 @@ class CMI(nn.Module):
         self.contrastive_temperature = contrastive_temperature
         self.orthogonality_weight = orthogonality_weight
         self.backend = backend
-        bias = None if frequency is None else -frequency.log()
-        self.register_buffer("candidate_bias", bias, persistent=False)
         for parameter in self.parameters():
             nn.init.uniform_(parameter, -(dim**-0.5), dim**-0.5)
+
+    @classmethod
+    def authors(cls, num_items: int, **options: Any) -> CMI:
+        """The model that the authors' code trains, where it departs from their text: :class:`AuthorsCMI`."""
+        from cmi_fast.models.cmi_authors import AuthorsCMI  # a subclass
+
+        return AuthorsCMI(num_items, **options)
 
     def pool(self, history: Tensor, lengths: Tensor, views: Tensor | None = None) -> Tensor:
         """Unit interests [B, m, d] of ``history`` [B, L] (item rows), or [V, B, m, d] of its ``views`` [V, B, L]."""

@@ -13,8 +13,9 @@ import torch
 from cmi_fast.data import Histories
 from cmi_fast.data.sampler import Batch, BatchSampler
 from cmi_fast.errors import InputError
-from cmi_fast.models.cmi import CMI
+from cmi_fast.models import MultiInterestModel
 from cmi_fast.training.config import Config
+from cmi_fast.training.models import make_model
 
 SELECTED_BY = "recall@50"
 
@@ -64,24 +65,14 @@ def candidate_frequency(plays: Histories, num_items: int) -> torch.Tensor:
     return torch.from_numpy(counts / counts.sum() + 1 / num_items).float()
 
 
-def build_model(config: Config, num_items: int, frequency: torch.Tensor | None = None) -> CMI:
+def build_model(config: Config, num_items: int, frequency: torch.Tensor | None = None) -> MultiInterestModel:
     """A fresh model, the same for the same seed; ``frequency`` as from :func:`candidate_frequency`, for training."""
     torch.manual_seed(config.seed)
-    return CMI(
-        num_items,
-        interests=config.interests,
-        dim=config.dim,
-        temperature=config.temperature,
-        general_interest=config.general_interest,
-        contrastive_weight=config.contrastive_weight,
-        contrastive_temperature=config.contrastive_temperature,
-        orthogonality_weight=config.orthogonality_weight,
-        frequency=frequency if config.logq_correction else None,
-    )
+    return make_model(config, num_items, frequency)
 
 
 def train(
-    model: CMI,
+    model: MultiInterestModel,
     plays: Histories,
     config: Config,
     evaluate: Callable[[], dict[str, float]],
@@ -151,12 +142,12 @@ def _endless(sampler: BatchSampler) -> Iterator[Batch]:
 
 
 def to_tensors(batch: Batch, device: torch.device) -> list[torch.Tensor]:
-    """The arguments of ``CMI.loss``."""
+    """The arguments of a model's ``loss``."""
     arrays = batch.history, batch.lengths, batch.views, batch.positives, batch.negatives
     return [torch.from_numpy(x).to(device) for x in arrays]
 
 
-def _step(model: CMI, optimizer: torch.optim.Optimizer, batch: Batch) -> dict[str, float]:
+def _step(model: MultiInterestModel, optimizer: torch.optim.Optimizer, batch: Batch) -> dict[str, float]:
     losses = model.loss(*to_tensors(batch, model.items.device))
     optimizer.zero_grad(set_to_none=True)
     losses.total.backward()
