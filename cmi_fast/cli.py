@@ -30,6 +30,12 @@ Data = Annotated[Path | None, typer.Option(help="Another log than the one traine
 COLUMNS = [f"{metric}@{k}" for metric in ("Recall", "HitRate") for k in (10, 20, 50)]
 NAMES = {
     "cmi": "CMI",
+    "cmi-authors": "CMI, authors' code",
+    "comirec-dr": "ComiRec-DR",
+    "comirec-sa": "ComiRec-SA",
+    "dssrec": "DSSRec",
+    "mind": "MIND",
+    "octopus": "Octopus",
     "item_knn": "ItemKNN",
     "recent_popularity": "Recent popularity",
     "popularity": "Popularity",
