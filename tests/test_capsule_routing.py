@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 import torch
-from checking import to_jagged
+from checking import has_cpu, to_jagged
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 from cmi_fast.functional import capsule_routing
 
-BACKENDS = ["reference"]
+BACKENDS = ["reference"] + (["cpu"] if has_cpu else [])
 MAPS = ["shared", "interest", "position"]
 
 

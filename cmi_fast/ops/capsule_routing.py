@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
-from cmi_fast import reference
+from cmi_fast import _native, reference
 from cmi_fast.ops.autocast import cast_for_autocast, without_autocast
 from cmi_fast.ops.backend import choose_backend
 from cmi_fast.ops.checks import (
+    FLOATING,
     INTEGER,
     check_not_empty,
     check_places,
@@ -18,6 +20,8 @@ from cmi_fast.ops.checks import (
     check_tensor,
     values_can_be_read,
 )
+from cmi_fast.ops.register_operator import register_operator
+from cmi_fast.reference.rows import accumulation_type
 
 
 def capsule_routing(
@@ -59,7 +63,7 @@ def capsule_routing(
             zeros. None: all.
         iterations: at least 1.
         offsets: [B + 1] int, from 0 to T; sequence b is ``items[offsets[b]:offsets[b + 1]]``.
-        backend: ``"auto"`` or ``"reference"``.
+        backend: ``"auto"``, ``"reference"`` or ``"cpu"``.
 
     Returns:
         Interests [B, K, e], the dtype of ``items``. An empty sequence gives zeros.
@@ -99,5 +103,31 @@ def capsule_routing(
         maps = maps if offsets is not None else maps[: max(items.shape[1], 1)]
     maps = maps[(None,) * (4 - maps.dim())]
     with without_autocast(items.device):
-        choose_backend(backend, "capsule_routing", items)
-        return reference.capsule_routing(items, maps, interests, lengths, offsets, bias, logits, active, iterations)
+        if choose_backend(backend, "capsule_routing", items, cpu=FLOATING) == "reference":
+            return reference.capsule_routing(items, maps, interests, lengths, offsets, bias, logits, active, iterations)
+        wide = accumulation_type(items.dtype)
+        maps, bias, logits = (None if x is None else x.to(wide) for x in (maps, bias, logits))
+    active, lengths, offsets = (None if x is None else x.to(torch.int64) for x in (active, lengths, offsets))
+    logits = None if logits is None else logits.detach()
+    return _capsule_routing(items, maps, bias, logits, active, lengths, offsets, interests, iterations)
+
+
+def _fake(
+    items: Tensor,
+    maps: Tensor,
+    bias: Tensor | None,
+    logits: Tensor | None,
+    active: Tensor | None,
+    lengths: Tensor | None,
+    offsets: Tensor | None,
+    interests: int,
+    iterations: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    batch = items.shape[0] if offsets is None else offsets.shape[0] - 1
+    shape = (batch, interests, maps.shape[-2])
+    weights = maps.new_empty(items.shape[:-1].numel(), interests)
+    return items.new_empty(shape), weights, maps.new_empty(shape)
+
+
+if _native.available:
+    _capsule_routing = register_operator("cmi_fast", "capsule_routing", fake=_fake, differentiable=(0, 1, 2))

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from cmi_fast import reference
+from cmi_fast import _native, reference
 from cmi_fast.ops.autocast import cast_for_autocast, without_autocast
 from cmi_fast.ops.backend import choose_backend
 from cmi_fast.ops.checks import (
+    FLOATING,
     check_not_empty,
     check_places,
     check_same,
@@ -15,6 +18,8 @@ from cmi_fast.ops.checks import (
     check_shape,
     check_tensor,
 )
+from cmi_fast.ops.register_operator import register_operator
+from cmi_fast.reference.rows import accumulation_type
 
 
 def self_attentive_pool(
@@ -47,7 +52,7 @@ def self_attentive_pool(
         positions: [P, d], added to the item at each place of its sequence for the scores alone; no sequence may be
             longer than P. None: zeros.
         offsets: [B + 1] int, from 0 to T; sequence b is ``items[offsets[b]:offsets[b + 1]]``.
-        backend: ``"auto"`` or ``"reference"``.
+        backend: ``"auto"``, ``"reference"`` or ``"cpu"``.
 
     Returns:
         Interests [B, K, d], the dtype of ``items``. An empty sequence gives zeros.
@@ -69,6 +74,7 @@ def self_attentive_pool(
         check_shape("bias", bias, (len(weight),), "[h], as weight")
     if positions is not None:
         check_tensor("positions", positions, "[P, d]")
+        check_not_empty("positions", positions, "[P, d]")
         check_shape("positions", positions, (len(positions), items.shape[-1]), "[P, d], d as items")
     items, weight, queries = cast_for_autocast(items, weight, queries)
     bias, positions = (None if x is None else cast_for_autocast(x)[0] for x in (bias, positions))
@@ -85,7 +91,27 @@ def self_attentive_pool(
     check_sequences("items", items, lengths, offsets)
     if positions is not None:
         check_places("positions", len(positions), items, offsets)
-        positions = positions if offsets is not None else positions[: items.shape[1]]
+        positions = positions if offsets is not None else positions[: max(items.shape[1], 1)]
     with without_autocast(items.device):
-        choose_backend(backend, "self_attentive_pool", items)
-        return reference.self_attentive_pool(items, weight, queries, lengths, offsets, bias, positions)
+        if choose_backend(backend, "self_attentive_pool", items, cpu=FLOATING) == "reference":
+            return reference.self_attentive_pool(items, weight, queries, lengths, offsets, bias, positions)
+        # W (x + p) + c = W x + (W p + c): the second part is the same for every sequence.
+        wide = accumulation_type(items.dtype)
+        weight, queries = weight.to(wide), queries.to(wide)
+        bias = weight.new_zeros(len(weight)) if bias is None else bias.to(wide)
+        shift = bias[None] if positions is None else F.linear(positions.to(wide), weight, bias)
+    lengths = None if lengths is None else lengths.to(torch.int64)
+    offsets = None if offsets is None else offsets.to(torch.int64)
+    return _self_attentive_pool(items, weight, queries, shift, lengths, offsets)
+
+
+def _fake(
+    items: Tensor, weight: Tensor, queries: Tensor, shift: Tensor, lengths: Tensor | None, offsets: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    batch = items.shape[0] if offsets is None else offsets.shape[0] - 1
+    pooled = items.new_empty(batch, queries.shape[0], items.shape[-1])
+    return pooled, weight.new_empty(items.shape[:-1].numel(), queries.shape[0])
+
+
+if _native.available:
+    _self_attentive_pool = register_operator("cmi_fast", "self_attentive_pool", fake=_fake, differentiable=(0, 1, 2, 3))
