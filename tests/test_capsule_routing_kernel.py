@@ -29,7 +29,8 @@ SHAPES = [
 
 def routed(options: dict[str, Any], backend: str = "cpu") -> Any:
     def route(items: Tensor, maps: Tensor, bias: Tensor | None = None) -> Tensor:
-        return capsule_routing(items, maps, bias=bias, **options, backend=backend)
+        given = {**options, "logits": options["logits"].to(items.dtype)} if "logits" in options else options
+        return capsule_routing(items, maps, bias=bias, **given, backend=backend)
 
     return route
 

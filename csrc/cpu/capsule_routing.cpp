@@ -160,7 +160,8 @@ Gradients backward(const Call<T>& call, const Tensor& interests_grad, const Tens
   const int64_t map_size = p.map_count * p.e * p.d;  // of one place
   const int64_t all = boundaries.size() - 1;
   const int64_t parts = call.by_place ? p.places : parts_with_sums(all, parameters ? map_size * sizeof(T) : 0);
-  const Tensor maps = call.new_tensor(parameters ? parts * map_size : 0);
+  const Tensor maps = call.by_place && parameters ? torch::stable::new_empty(given.maps, given.maps.sizes())
+                                                  : call.new_tensor(parameters ? parts * map_size : 0);
   const Tensor bias = call.new_tensor(parameters ? parts * p.e : 0);
   const auto run = [&](int64_t part, T* workspace) {
     const int64_t offset = call.by_place ? 0 : part;  // places find their own
@@ -185,7 +186,8 @@ Gradients backward(const Call<T>& call, const Tensor& interests_grad, const Tens
     std::copy_n(data<T>(sum), like.numel(), mutable_data<T>(gradient));
     return gradient;
   };
-  return {items, shaped(maps, given.maps, maps_grad), shaped(bias, bias_grad ? *given.bias : given.maps, bias_grad)};
+  const Tensor map_gradient = call.by_place && maps_grad ? maps : shaped(maps, given.maps, maps_grad);
+  return {items, map_gradient, shaped(bias, bias_grad ? *given.bias : given.maps, bias_grad)};
 }
 
 }  // namespace

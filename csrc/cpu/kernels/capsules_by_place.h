@@ -19,6 +19,7 @@ struct CapsulesByPlace {
   static constexpr int LANES = Steps::LANES;
   static constexpr int64_t PANEL = TILE_VECTORS * LANES;  // columns of a tile
   static constexpr int64_t GRADIENT_BLOCK = 64;           // sequences whose rows of one place are taken together
+  static constexpr int64_t APART = 16;                    // rows of a power of two would share the sets of the caches
 
   // Everything padded with zeros, which add nothing.
   struct Shape {
@@ -36,7 +37,7 @@ struct CapsulesByPlace {
     }
   };
 
-  // Of one thread, forward: the block's items of one place [block, d], its votes [rows, block, votes], logits and
+  // Of one thread, forward: the block's items of one place [block, d], its votes [block, rows, votes], logits and
   // weights [interests, rows], sums and interests [interests, e].
   struct ForwardSpace {
     T *items, *votes, *logits, *weights, *z, *v, *bias;
@@ -49,16 +50,16 @@ struct CapsulesByPlace {
     }
   };
 
-  // Of one thread, backward: rows of one place [GRADIENT_BLOCK, d], the weighted cotangents [GRADIENT_BLOCK, votes],
-  // the rows' gradients; a place's maps [votes, d] and their gradient.
+  // Of one thread, backward: rows of one place [GRADIENT_BLOCK, d], the weighted cotangents [GRADIENT_BLOCK, votes +
+  // APART], the rows' gradients; a place's maps [votes, d] and their gradient.
   struct BackwardSpace {
     T *items, *cotangents, *gradient, *maps, *map_gradient;
     int64_t size;
 
     BackwardSpace(const Shape& s, T* memory) {
-      size = place_buffers(
-          {GRADIENT_BLOCK * s.d, GRADIENT_BLOCK * s.votes, GRADIENT_BLOCK * s.d, s.votes * s.d, s.votes * s.d},
-          {&items, &cotangents, &gradient, &maps, &map_gradient}, memory);
+      size = place_buffers({GRADIENT_BLOCK * s.d, GRADIENT_BLOCK * (s.votes + APART), GRADIENT_BLOCK * s.d,
+                            s.votes * s.d, s.votes * s.d},
+                           {&items, &cotangents, &gradient, &maps, &map_gradient}, memory);
     }
   };
 
@@ -94,18 +95,18 @@ struct CapsulesByPlace {
     for (int64_t i = 0; i < count; ++i)
       longest = p.sequences.length(first + i) > longest ? p.sequences.length(first + i) : longest;
     for (int64_t t = 0; t < longest; ++t) {
-      T* const votes = w.votes + t * s.block * s.votes;
+      T* const votes = w.votes + t * s.votes;
       for (int64_t i = 0; i < count; ++i) {
         if (t < p.sequences.length(first + i))
           Steps::load_row(p.items, p.sequences.first(first + i) + t, p.d, s.d, w.items + i * s.d);
         else
           set_zero(w.items + i * s.d, s.d);
-        if (p.bias) copy(w.bias, s.votes, votes + i * s.votes);
+        if (p.bias) copy(w.bias, s.votes, votes + i * s.rows * s.votes);
       }
       for (int64_t column = 0; column < s.votes; column += PANEL)
         product<V, TILE_ROWS, TILE_VECTORS>(round_up(count, TILE_ROWS), PANEL, p.d, Scalars<T>{w.items, s.d, 1},
-                                            p.packed + t * s.d * s.votes + column * s.d, PANEL, votes + column, s.votes,
-                                            p.bias);
+                                            p.packed + t * s.d * s.votes + column * s.d, PANEL, votes + column,
+                                            s.rows * s.votes, p.bias);
     }
   }
 
@@ -113,7 +114,7 @@ struct CapsulesByPlace {
   static void update_logits(const Problem& p, const Shape& s, int64_t length, const T* votes, const ForwardSpace& w) {
     for (int64_t t = 0; t < length; ++t)
       for (int64_t k = 0; k < p.interests; ++k)
-        w.logits[k * s.rows + t] += Steps::dot(votes + t * s.block * s.votes + k * s.e, w.v + k * s.e, s.e);
+        w.logits[k * s.rows + t] += Steps::dot(votes + t * s.votes + k * s.e, w.v + k * s.e, s.e);
   }
 
   static void route(const Problem& p, const Shape& s, int64_t b, const T* votes, const ForwardSpace& w,
@@ -125,7 +126,7 @@ struct CapsulesByPlace {
       Steps::softmax(p.interests, Steps::active(p, b), length, s.rows, w.logits, w.weights);
       for (int64_t k = 0; k < p.interests; ++k) {
         product<V, 1, TILE_VECTORS>(1, s.e, length, Scalars<T>{w.weights + k * s.rows, s.rows, 1}, votes + k * s.e,
-                                    s.block * s.votes, w.z + k * s.e, s.e, false);
+                                    s.votes, w.z + k * s.e, s.e, false);
         Steps::squash(w.z + k * s.e, s.e, w.v + k * s.e);
       }
     }
@@ -141,20 +142,21 @@ struct CapsulesByPlace {
     for (int64_t first = begin; first < end; first += s.block) {
       const int64_t count = end - first < s.block ? end - first : s.block;
       map_items(p, s, first, count, w);
-      for (int64_t i = 0; i < count; ++i) route(p, s, first + i, w.votes + i * s.votes, w, result);
+      for (int64_t i = 0; i < count; ++i) route(p, s, first + i, w.votes + i * s.rows * s.votes, w, result);
     }
   }
 
   // The gradients of the rows of one place of `count` sequences, and what they add to the place's maps and bias.
   static void differentiate(const Problem& p, const Shape& s, int64_t t, const int64_t* sequences, int64_t count,
                             const CapsuleRoutingGradients<T>& gradients, const BackwardSpace& w, T* bias) {
+    const int64_t stride = s.votes + APART;
     for (int64_t i = 0; i < count; ++i) {
       const int64_t b = sequences[i], first = p.sequences.first(b), length = p.sequences.length(b);
       if (gradients.maps) Steps::load_row(p.items, first + t, p.d, s.d, w.items + i * s.d);
       for (int64_t k = 0; k < p.interests; ++k) {
         const T weight = gradients.weights[first * p.interests + k * length + t];
         const T* from = gradients.sums + (b * p.interests + k) * p.e;
-        T* const to = w.cotangents + i * s.votes + k * s.e;
+        T* const to = w.cotangents + i * stride + k * s.e;
 #pragma omp simd
         for (int64_t j = 0; j < p.e; ++j) to[j] = weight * from[j];
         if (bias) add(to, p.e, bias);
@@ -163,10 +165,10 @@ struct CapsulesByPlace {
     for (int64_t k = 0; k < p.interests; ++k) {
       if (gradients.items.data)
         product<V, TILE_ROWS, TILE_VECTORS>(round_up(count, TILE_ROWS), s.d, p.e,
-                                            Scalars<T>{w.cotangents + k * s.e, s.votes, 1}, w.maps + k * s.e * s.d, s.d,
+                                            Scalars<T>{w.cotangents + k * s.e, stride, 1}, w.maps + k * s.e * s.d, s.d,
                                             w.gradient, s.d, k > 0);
       if (gradients.maps)
-        product<V, TILE_ROWS, TILE_VECTORS>(s.e, s.d, count, Scalars<T>{w.cotangents + k * s.e, 1, s.votes}, w.items,
+        product<V, TILE_ROWS, TILE_VECTORS>(s.e, s.d, count, Scalars<T>{w.cotangents + k * s.e, 1, stride}, w.items,
                                             s.d, w.map_gradient + k * s.e * s.d, s.d, true);
     }
     for (int64_t i = 0; gradients.items.data && i < count; ++i)
@@ -177,8 +179,9 @@ struct CapsulesByPlace {
                        T* memory) {
     const Shape s(p);
     const BackwardSpace w(s, memory);
+    set_zero(memory, w.size);
     for (int64_t t = begin; t < end; ++t) {
-      set_zero(memory, w.size);
+      set_zero(w.map_gradient, s.votes * s.d);
       const int64_t maps = p.interests * p.e;  // rows of a place
       const T* from = p.maps + t * maps * p.d;
       for (int64_t row = 0; row < maps; ++row)

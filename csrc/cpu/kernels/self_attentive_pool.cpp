@@ -15,7 +15,7 @@
 namespace cmi_fast {
 namespace {
 
-constexpr int64_t BLOCK = 64;  // items
+constexpr int64_t BLOCK = 32;  // items
 constexpr int64_t PANEL = 64;  // columns of the hidden layer
 // Tiles: enough accumulators to hide the latency of their sums, few enough for the registers.
 constexpr int TILE_ROWS = 4;
@@ -45,14 +45,14 @@ struct Loops {
           rows(round_up(sizes.longest, TILE_ROWS)) {}
   };
 
-  // W' in panels [h / PANEL, d, PANEL], W [h, d], queries [k, h] and their transpose, the shift [places, h].
+  // W' in panels [h / PANEL, d, PANEL], W [h, d], queries [k, h], the shift [places, h].
   struct Packed {
-    T *panels, *weight, *queries, *transposed, *shift;
+    T *panels, *weight, *queries, *shift;
     int64_t size;
 
     Packed(const Shape& s, const T* memory) {
-      size = place_buffers({s.h * s.d, s.h * s.d, s.k * s.h, s.k * s.h, s.places * s.h},
-                           {&panels, &weight, &queries, &transposed, &shift}, const_cast<T*>(memory));
+      size = place_buffers({s.h * s.d, s.h * s.d, s.k * s.h, s.places * s.h}, {&panels, &weight, &queries, &shift},
+                           const_cast<T*>(memory));
     }
   };
 
@@ -67,15 +67,17 @@ struct Loops {
   };
 
   // Of one thread: the items of a sequence [rows, d], their scores and weights [rows, k]; a panel of the hidden layer
-  // and its gradient; items' gradient; interests or their cotangent [k, d], and its transpose.
+  // and its gradient; sums of each lane for the scores [BLOCK, k, LANES]; items' gradient; interests or their cotangent
+  // [k, d], and its transpose.
   struct Workspace {
-    T *items, *scores, *weights, *hidden, *hidden_gradient, *item_gradient, *pooled, *transposed;
+    T *items, *scores, *weights, *hidden, *hidden_gradient, *lanes, *item_gradient, *pooled, *transposed;
     int64_t size;
 
     Workspace(const Shape& s, T* memory) {
       size = place_buffers(
-          {s.rows * s.d, s.rows * s.k, s.rows * s.k, BLOCK * PANEL, BLOCK * PANEL, BLOCK * s.d, s.k * s.d, s.k * s.d},
-          {&items, &scores, &weights, &hidden, &hidden_gradient, &item_gradient, &pooled, &transposed}, memory);
+          {s.rows * s.d, s.rows * s.k, s.rows * s.k, BLOCK * PANEL, BLOCK * PANEL, BLOCK * s.k * LANES, BLOCK * s.d,
+           s.k * s.d, s.k * s.d},
+          {&items, &scores, &weights, &hidden, &hidden_gradient, &lanes, &item_gradient, &pooled, &transposed}, memory);
     }
   };
 
@@ -92,11 +94,8 @@ struct Loops {
       copy(row, sizes.d, packed.weight + j * s.d);
       for (int64_t i = 0; i < sizes.d; ++i) packed.panels[(j / PANEL * s.d + i) * PANEL + j % PANEL] = row[i];
     }
-    for (int64_t k = 0; k < sizes.interests; ++k) {
+    for (int64_t k = 0; k < sizes.interests; ++k)
       copy(parameters.queries + k * sizes.hidden, sizes.hidden, packed.queries + k * s.h);
-      for (int64_t j = 0; j < sizes.hidden; ++j)
-        packed.transposed[j * s.k + k] = parameters.queries[k * sizes.hidden + j];
-    }
     for (int64_t t = 0; t < sizes.places; ++t)
       copy(parameters.shift + t * sizes.hidden, sizes.hidden, packed.shift + t * s.h);
   }
@@ -157,6 +156,21 @@ struct Loops {
     hyperbolic_tangent(rows * PANEL, w.hidden);
   }
 
+  // Adds to each lane's share of the scores what PANEL columns of the hidden layer give: whole vectors over the
+  // columns, as there are too few interests for vectors over them.
+  static void add_to_lanes(const Problem& p, const Shape& s, const Packed& packed, int64_t rows, int64_t column,
+                           const Workspace& w) {
+    for (int64_t i = 0; i < rows; ++i)
+      for (int64_t k = 0; k < p.sizes.interests; ++k) {
+        T* const lanes = w.lanes + (i * s.k + k) * LANES;
+        const T *hidden = w.hidden + i * PANEL, *query = packed.queries + k * s.h + column;
+        V sum = column > 0 ? load<V>(lanes) : V{};
+#pragma GCC unroll 16
+        for (int64_t j = 0; j < PANEL; j += LANES) sum += load<V>(hidden + j) * load<V>(query + j);
+        store(lanes, sum);
+      }
+  }
+
   static int64_t block_rows(int64_t padded, int64_t start) { return padded - start < BLOCK ? padded - start : BLOCK; }
 
   // weights [length, k]: the scores' softmax over the items.
@@ -179,6 +193,7 @@ struct Loops {
     const Packed packed(s, p.packed);
     const Workspace w(s, memory);
     const int64_t interests = p.sizes.interests;
+    set_zero(w.scores, s.rows * s.k);  // the padding's softmax is computed, too
     for (int64_t b = begin; b < end; ++b) {
       const int64_t first = p.sequences.first(b), length = p.sequences.length(b);
       const int64_t padded = load_items(p, s, b, w.items);
@@ -186,13 +201,15 @@ struct Loops {
         const int64_t rows = block_rows(padded, start);
         for (int64_t column = 0; column < s.h; column += PANEL) {
           compute_hidden(p, s, packed, start, rows, column, w);
-          product<N, TILE_ROWS, 1>(rows, s.k, PANEL, Scalars<T>{w.hidden, PANEL, 1}, packed.transposed + column * s.k,
-                                   s.k, w.scores + start * s.k, s.k, column > 0);
+          add_to_lanes(p, s, packed, rows, column, w);
         }
+        for (int64_t i = 0; i < rows; ++i)
+          for (int64_t k = 0; k < interests; ++k)
+            w.scores[(start + i) * s.k + k] = sum_lanes<T, WIDE>(load<V>(w.lanes + (i * s.k + k) * LANES))[0];
       }
       softmax(s, length, w.scores, w.weights);
-      product<V, TILE_ROWS, TILE_VECTORS>(s.k, s.d, length, Scalars<T>{w.weights, 1, s.k}, w.items, s.d, w.pooled, s.d,
-                                          false);
+      product<V, TILE_ROWS, TILE_VECTORS>(round_up(interests, TILE_ROWS), s.d, length, Scalars<T>{w.weights, 1, s.k},
+                                          w.items, s.d, w.pooled, s.d, false);
       for (int64_t k = 0; k < interests; ++k) write_row(w.pooled + k * s.d, b * interests + k, p.sizes.d, pooled);
       for (int64_t t = 0; t < length; ++t) copy(w.weights + t * s.k, interests, attention + (first + t) * interests);
     }
@@ -232,8 +249,8 @@ struct Loops {
                                         packed.queries + column, s.h, w.hidden_gradient, PANEL, false);
     if (sums_memory) {
       const Sums sums(s, sums_memory);
-      product<V, TILE_ROWS, TILE_VECTORS>(s.k, PANEL, rows, Scalars<T>{slope, 1, s.k}, w.hidden, PANEL,
-                                          sums.queries + column, s.h, true);
+      product<V, TILE_ROWS, TILE_VECTORS>(round_up(p.sizes.interests, TILE_ROWS), PANEL, rows,
+                                          Scalars<T>{slope, 1, s.k}, w.hidden, PANEL, sums.queries + column, s.h, true);
     }
     for (int64_t i = 0; i < rows * PANEL; i += LANES) {
       const V h = load<V>(w.hidden + i);
