@@ -17,6 +17,12 @@ from cmi_fast.ops.checks import FLOATING
 
 pytestmark = needs_native
 
+
+def tolerance(dtype: torch.dtype) -> float:
+    """In float64 the reference, which stands for the truth, is as inexact as what is tested: sums of thousands."""
+    return 64 * torch.finfo(dtype).eps if dtype == torch.float64 else rounding(dtype)
+
+
 # B, L, d, e, K: each shape names the regime it covers.
 SHAPES = [
     pytest.param(2, 5, 3, 7, 2, id="odd"),
@@ -61,10 +67,10 @@ def test_error_budget(
 ) -> None:
     inputs, options = case(batch, length, d, e, k, maps, dtype, jagged)
     cotangent = torch.randn(batch, k, e, dtype=dtype)
-    assert_within_budget(routed(options), routed(options, "reference"), inputs, cotangent, rounding(dtype))
+    assert_within_budget(routed(options), routed(options, "reference"), inputs, cotangent, tolerance(dtype))
     if maps == "position":  # without noise, bias or inactive interests
         options = {name: x for name, x in options.items() if name not in ("logits", "active")}
-        assert_within_budget(routed(options), routed(options, "reference"), inputs[:2], cotangent, rounding(dtype))
+        assert_within_budget(routed(options), routed(options, "reference"), inputs[:2], cotangent, tolerance(dtype))
 
 
 @pytest.mark.parametrize("maps", MAPS)

@@ -17,6 +17,12 @@ from cmi_fast.ops.checks import FLOATING
 
 pytestmark = needs_native
 
+
+def tolerance(dtype: torch.dtype) -> float:
+    """In float64 the reference, which stands for the truth, is as inexact as what is tested: sums of thousands."""
+    return 64 * torch.finfo(dtype).eps if dtype == torch.float64 else rounding(dtype)
+
+
 # B, L, d, h, K: each shape names the regime it covers.
 SHAPES = [
     pytest.param(2, 5, 3, 7, 2, id="odd"),
@@ -60,7 +66,7 @@ def test_error_budget(
         pooled(lengths, offsets, "reference"),
         [made[name] for name in NAMES[:inputs]],
         torch.randn(batch, k, d, dtype=dtype),
-        rounding(dtype),
+        tolerance(dtype),
     )
 
 
@@ -111,27 +117,33 @@ def test_opcheck(jagged: bool) -> None:
     items, offsets = made["items"], None  # without padding: the attention of rows beyond a length is never written
     if jagged:
         items, offsets = to_jagged(items, made["lengths"])
-    leaves = [x.requires_grad_() for x in (items, made["weight"], made["queries"], torch.randn(6, 5))]
+    leaves = [x.requires_grad_() for x in (items, *(made[name] for name in NAMES[1:]))]
     torch.library.opcheck(torch.ops.cmi_fast.self_attentive_pool.default, (*leaves, None, offsets))
     detached = [x.detach() for x in leaves]
     result, attention = torch.ops.cmi_fast.self_attentive_pool(*detached, None, offsets)
-    arguments = (torch.randn_like(result), attention, *detached, None, offsets, True, True, True, True)
+    arguments = (torch.randn_like(result), attention, *detached, None, offsets, *(True,) * 5)
     torch.library.opcheck(torch.ops.cmi_fast.self_attentive_pool_backward.default, arguments)
 
 
 def test_unwanted_gradients_are_as_their_fakes() -> None:
-    items, *parameters = torch.randn(3, 6, 4).bfloat16(), torch.randn(5, 4), torch.randn(2, 5), torch.randn(1, 5)
+    items, *parameters = (
+        torch.randn(3, 6, 4).bfloat16(),
+        torch.randn(5, 4),
+        torch.randn(2, 5),
+        torch.randn(5),
+        torch.randn(6, 4),
+    )
     result, attention = torch.ops.cmi_fast.self_attentive_pool(items, *parameters, None, None)
-    wanted = (True, False, True, False)
+    wanted = (True, False, True, False, True)
     arguments = (torch.randn_like(result), attention, items, *parameters, None, None, *wanted)
     torch.library.opcheck(torch.ops.cmi_fast.self_attentive_pool_backward.default, arguments)
 
 
-@pytest.mark.parametrize("wanted", range(4), ids=["items", "weight", "queries", "shift"])
+@pytest.mark.parametrize("wanted", range(5), ids=NAMES)
 def test_no_gradient_is_computed_that_nobody_asked_for(wanted: int) -> None:
     made = make(3, 4, 4, 5, 2)
 
-    inputs = [made[name] for name in NAMES[:4]]  # without positions the shift is the bias
+    inputs = [made[name] for name in NAMES]
     pool = pooled(made["lengths"], None)
     everything = with_gradients(pool, inputs, torch.ones(3, 2, 4))[1:]
     inputs[wanted].requires_grad_()
@@ -141,15 +153,15 @@ def test_no_gradient_is_computed_that_nobody_asked_for(wanted: int) -> None:
         def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             result = function(*args, **(kwargs or {}))
             if function is torch.ops.cmi_fast.self_attentive_pool_backward.default:
-                asked.append(args[-4:])
-                sizes = [x.numel() * want for x, want in zip(everything, args[-4:], strict=True)]
+                asked.append(args[-5:])
+                sizes = [x.numel() * want for x, want in zip(everything, args[-5:], strict=True)]
                 assert [x.numel() for x in result] == sizes
             return result
 
     result = pool(*inputs)
     with Recorder():
         result.sum().backward()
-    assert asked == [tuple(index == wanted for index in range(4))]
+    assert asked == [tuple(index == wanted for index in range(5))]
     assert torch.equal(inputs[wanted].grad, everything[wanted])
 
 
@@ -196,13 +208,13 @@ def test_the_operator_itself_never_reads_out_of_bounds(offsets: list[int]) -> No
     index = torch.tensor(offsets, dtype=torch.int64)
     with pytest.raises(RuntimeError, match="offsets must"):
         torch.ops.cmi_fast.self_attentive_pool(
-            made["items"][0], made["weight"], made["queries"], torch.zeros(1, 5).double(), None, index
+            made["items"][0], made["weight"], made["queries"], None, None, None, index
         )
 
 
 def test_the_operator_itself_checks_shapes() -> None:
-    inputs = [torch.zeros(shape) for shape in ((2, 3, 4), (5, 4), (2, 5), (3, 5))]
-    for argument, bad in enumerate([torch.zeros(2, 4), torch.zeros(5, 3), torch.zeros(2, 4), torch.zeros(2, 5)]):
+    inputs = [torch.zeros(shape) for shape in ((2, 3, 4), (5, 4), (2, 5), (5,), (3, 4))]
+    for argument, bad in enumerate([torch.zeros(shape) for shape in ((2, 4), (5, 3), (2, 4), (4,), (2, 4))]):
         arguments = [bad if i == argument else x for i, x in enumerate(inputs)]
         with pytest.raises(RuntimeError, match=r"must be|may be longer"):
             torch.ops.cmi_fast.self_attentive_pool(*arguments, None, None)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from cmi_fast import _native, reference
@@ -91,22 +90,25 @@ def self_attentive_pool(
     check_sequences("items", items, lengths, offsets)
     if positions is not None:
         check_places("positions", len(positions), items, offsets)
-        positions = positions if offsets is not None else positions[: max(items.shape[1], 1)]
     with without_autocast(items.device):
         if choose_backend(backend, "self_attentive_pool", items, cpu=FLOATING) == "reference":
             return reference.self_attentive_pool(items, weight, queries, lengths, offsets, bias, positions)
-        # W (x + p) + c = W x + (W p + c): the second part is the same for every sequence.
         wide = accumulation_type(items.dtype)
         weight, queries = weight.to(wide), queries.to(wide)
-        bias = weight.new_zeros(len(weight)) if bias is None else bias.to(wide)
-        shift = bias[None] if positions is None else F.linear(positions.to(wide), weight, bias)
+        bias, positions = (None if x is None else x.to(wide) for x in (bias, positions))
     lengths = None if lengths is None else lengths.to(torch.int64)
     offsets = None if offsets is None else offsets.to(torch.int64)
-    return _self_attentive_pool(items, weight, queries, shift, lengths, offsets)
+    return _self_attentive_pool(items, weight, queries, bias, positions, lengths, offsets)
 
 
 def _fake(
-    items: Tensor, weight: Tensor, queries: Tensor, shift: Tensor, lengths: Tensor | None, offsets: Tensor | None
+    items: Tensor,
+    weight: Tensor,
+    queries: Tensor,
+    bias: Tensor | None,
+    positions: Tensor | None,
+    lengths: Tensor | None,
+    offsets: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     batch = items.shape[0] if offsets is None else offsets.shape[0] - 1
     pooled = items.new_empty(batch, queries.shape[0], items.shape[-1])
@@ -114,4 +116,6 @@ def _fake(
 
 
 if _native.available:
-    _self_attentive_pool = register_operator("cmi_fast", "self_attentive_pool", fake=_fake, differentiable=(0, 1, 2, 3))
+    _self_attentive_pool = register_operator(
+        "cmi_fast", "self_attentive_pool", fake=_fake, differentiable=(0, 1, 2, 3, 4)
+    )

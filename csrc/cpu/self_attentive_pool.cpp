@@ -26,8 +26,8 @@ const SelfAttentivePoolKernel<T>& kernel() {
 }
 
 struct Arguments {
-  Tensor items, weight, queries, shift;
-  OptionalTensor lengths, offsets;
+  Tensor items, weight, queries;
+  OptionalTensor bias, positions, lengths, offsets;
 };
 
 // The arguments of one call, checked and contiguous, with what threads share. T is what is computed in: the parameters'
@@ -35,37 +35,54 @@ struct Arguments {
 template <class T>
 struct Call {
   const SelfAttentivePoolKernel<T>& kernel = cmi_fast::kernel<T>();
-  Tensor items, packed;
+  Tensor items, weight, queries, packed;
+  OptionalTensor bias, positions;
   ReadSequences read;
   SelfAttentivePool<T> problem;
   std::vector<int64_t> boundaries;
 
   explicit Call(const Arguments& given)
-      : items(torch::stable::contiguous(given.items)), read(given.items, given.lengths, given.offsets) {
+      : items(torch::stable::contiguous(given.items)),
+        weight(torch::stable::contiguous(given.weight)),
+        queries(torch::stable::contiguous(given.queries)),
+        bias(contiguous(given.bias)),
+        positions(contiguous(given.positions)),
+        read(given.items, given.lengths, given.offsets) {
     check_parameters(given);
     const SelfAttentivePoolSizes sizes{given.queries.size(0), given.weight.size(0), given.weight.size(1),
-                                       given.shift.size(0), read.longest};
-    STD_TORCH_CHECK(sizes.places == 1 || read.longest <= sizes.places, "no sequence may be longer than ", sizes.places);
-    const Tensor weight = torch::stable::contiguous(given.weight), queries = torch::stable::contiguous(given.queries),
-                 shift = torch::stable::contiguous(given.shift);
+                                       positions ? positions->size(0) : 1, read.longest};
+    STD_TORCH_CHECK(!positions || read.longest <= sizes.places, "no sequence may be longer than ", sizes.places);
     packed = new_tensor(kernel.packed_size(sizes));
-    kernel.pack({data<T>(weight), data<T>(queries), data<T>(shift)}, sizes, mutable_data<T>(packed));
+    kernel.pack(parameters(), sizes, mutable_data<T>(packed));
     problem = {read.sequences, {items.const_data_ptr(), element<T>(items)}, sizes, data<T>(packed)};
     boundaries = partition(read.sequences);
   }
 
   Tensor new_tensor(int64_t size) const { return torch::stable::new_empty(items, {size}, SCALAR_TYPE<T>); }
 
+  static OptionalTensor contiguous(const OptionalTensor& tensor) {
+    return tensor ? OptionalTensor(torch::stable::contiguous(*tensor)) : OptionalTensor();
+  }
+
+  SelfAttentivePoolParameters<const T> parameters() const {
+    return {data<T>(weight), data<T>(queries), bias ? data<T>(*bias) : nullptr,
+            positions ? data<T>(*positions) : nullptr};
+  }
+
   static void check_parameters(const Arguments& given) {
-    const Tensor &weight = given.weight, &queries = given.queries, &shift = given.shift;
+    const Tensor &weight = given.weight, &queries = given.queries;
     STD_TORCH_CHECK(weight.dim() == 2 && weight.numel() > 0 && weight.size(1) == given.items.size(-1),
                     "weight must be [h, d] with the items' d");
     STD_TORCH_CHECK(queries.dim() == 2 && queries.numel() > 0 && queries.size(1) == weight.size(0),
                     "queries must be [K, h]");
-    STD_TORCH_CHECK(shift.dim() == 2 && shift.numel() > 0 && shift.size(1) == weight.size(0), "shift must be [P, h]");
-    for (const Tensor* parameter : {&weight, &queries, &shift})
-      STD_TORCH_CHECK(parameter->scalar_type() == SCALAR_TYPE<T>,
-                      "weight, queries and shift must have the items' dtype, or be float32 for half types");
+    STD_TORCH_CHECK(!given.bias || given.bias->numel() == weight.size(0), "bias must be [h]");
+    STD_TORCH_CHECK(!given.positions || (given.positions->dim() == 2 && given.positions->numel() > 0 &&
+                                         given.positions->size(1) == weight.size(1)),
+                    "positions must be [P, d] with the items' d");
+    for (const OptionalTensor& parameter :
+         {OptionalTensor(weight), OptionalTensor(queries), given.bias, given.positions})
+      STD_TORCH_CHECK(!parameter || (parameter->scalar_type() == SCALAR_TYPE<T> && parameter->is_cpu()),
+                      "parameters must have the items' dtype, or be float32 for half types");
   }
 
   // Calls run(part, begin, end, workspace) for all sequences in `parts` parts.
@@ -87,13 +104,16 @@ auto dispatch_computed(const Tensor& items, const Run& run) {
   return dispatch(items, "items", [&](auto type) { return run(Compute<decltype(type)>()); });
 }
 
+using Gradients = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
+
 }  // namespace
 
-std::tuple<Tensor, Tensor> self_attentive_pool(Tensor items, Tensor weight, Tensor queries, Tensor shift,
-                                               OptionalTensor lengths, OptionalTensor offsets) {
+std::tuple<Tensor, Tensor> self_attentive_pool(Tensor items, Tensor weight, Tensor queries, OptionalTensor bias,
+                                               OptionalTensor positions, OptionalTensor lengths,
+                                               OptionalTensor offsets) {
   return dispatch_computed(items, [&](auto type) -> std::tuple<Tensor, Tensor> {
     using T = decltype(type);
-    const Call<T> call({items, weight, queries, shift, lengths, offsets});
+    const Call<T> call({items, weight, queries, bias, positions, lengths, offsets});
     const auto& p = call.problem;
     const Tensor pooled = torch::stable::new_empty(items, {p.sequences.batch, p.sizes.interests, p.sizes.d});
     const Tensor attention = torch::stable::new_empty(items, {call.read.rows, p.sizes.interests}, SCALAR_TYPE<T>);
@@ -105,15 +125,13 @@ std::tuple<Tensor, Tensor> self_attentive_pool(Tensor items, Tensor weight, Tens
   });
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> self_attentive_pool_backward(Tensor pooled_grad_, Tensor attention_,
-                                                                        Tensor items, Tensor weight, Tensor queries,
-                                                                        Tensor shift, OptionalTensor lengths,
-                                                                        OptionalTensor offsets, bool items_grad,
-                                                                        bool weight_grad, bool queries_grad,
-                                                                        bool shift_grad) {
-  return dispatch_computed(items, [&](auto type) -> std::tuple<Tensor, Tensor, Tensor, Tensor> {
+Gradients self_attentive_pool_backward(Tensor pooled_grad_, Tensor attention_, Tensor items, Tensor weight,
+                                       Tensor queries, OptionalTensor bias, OptionalTensor positions,
+                                       OptionalTensor lengths, OptionalTensor offsets, bool items_grad,
+                                       bool weight_grad, bool queries_grad, bool bias_grad, bool positions_grad) {
+  return dispatch_computed(items, [&](auto type) -> Gradients {
     using T = decltype(type);
-    const Call<T> call({items, weight, queries, shift, lengths, offsets});
+    const Call<T> call({items, weight, queries, bias, positions, lengths, offsets});
     const auto& p = call.problem;
     STD_TORCH_CHECK(pooled_grad_.numel() == p.sequences.batch * p.sizes.interests * p.sizes.d,
                     "the gradient must be [B, K, d]");
@@ -126,8 +144,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> self_attentive_pool_backward(Tensor p
       return wanted ? torch::stable::new_empty(like, like.sizes()) : call.new_tensor(0);
     };
     const Tensor item_gradient = result(items, items_grad);
-    const Tensor gradients[] = {result(weight, weight_grad), result(queries, queries_grad), result(shift, shift_grad)};
-    const bool parameters = weight_grad || queries_grad || shift_grad;
+    STD_TORCH_CHECK((bias || !bias_grad) && (positions || !positions_grad),
+                    "a parameter that is not there has no gradient");
+    const Tensor gradients[] = {result(weight, weight_grad), result(queries, queries_grad),
+                                result(bias_grad ? *bias : weight, bias_grad),
+                                result(positions_grad ? *positions : weight, positions_grad)};
+    const bool parameters = weight_grad || queries_grad || bias_grad || positions_grad;
     const int64_t size = call.kernel.gradient_size(p.sizes);
     const int64_t parts = parts_with_sums(call.boundaries.size() - 1, parameters ? size * sizeof(T) : 0);
     const Tensor partial = call.new_tensor(parameters ? parts * size : 0);
@@ -144,9 +166,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> self_attentive_pool_backward(Tensor p
       for (int64_t part = 1; part < parts; ++part)
         for (int64_t i = 0; i < size; ++i) sums[i] += sums[part * size + i];
       const auto to = [](const Tensor& gradient) { return gradient.numel() ? mutable_data<T>(gradient) : nullptr; };
-      call.kernel.unpack_gradients(sums, p.sizes, {to(gradients[0]), to(gradients[1]), to(gradients[2])});
+      call.kernel.unpack_gradients(sums, call.parameters(), p.sizes,
+                                   {to(gradients[0]), to(gradients[1]), to(gradients[2]), to(gradients[3])});
     }
-    return {item_gradient, gradients[0], gradients[1], gradients[2]};
+    return {item_gradient, gradients[0], gradients[1], gradients[2], gradients[3]};
   });
 }
 

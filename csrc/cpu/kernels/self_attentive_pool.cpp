@@ -1,4 +1,4 @@
-// Interests by self-attention: with the item x_t and its place's shift c_t,
+// Interests by self-attention: with the item x_t and what its place adds, the shift c_t = W p_t + c,
 //   h_t = tanh(W x_t + c_t),   s_tk = q_k . h_t,   a_k = softmax of s_k over the items,   u_k = sum_t a_tk x_t.
 // Given the cotangent U_k of u_k, with b_tk = x_t . U_k,
 //   ds_tk = a_tk (b_tk - sum_t' a_t'k b_t'k),   dh_t = sum_k ds_tk q_k,   dc_t = dh_t (1 - h_t^2),
@@ -85,6 +85,18 @@ struct Loops {
   static int64_t workspace_size(const Sizes& sizes) { return Workspace(Shape(sizes), nullptr).size; }
   static int64_t gradient_size(const Sizes& sizes) { return Sums(Shape(sizes), nullptr).size; }
 
+  static T inner(const T* a, const T* b, int64_t count) {
+    T sum = 0;
+#pragma omp simd reduction(+ : sum)
+    for (int64_t i = 0; i < count; ++i) sum += a[i] * b[i];
+    return sum;
+  }
+
+  static void add_multiple(T factor, const T* from, int64_t count, T* to) {
+#pragma omp simd
+    for (int64_t i = 0; i < count; ++i) to[i] += factor * from[i];
+  }
+
   static void pack(const SelfAttentivePoolParameters<const T>& parameters, const Sizes& sizes, T* memory) {
     const Shape s(sizes);
     const Packed packed(s, memory);
@@ -96,19 +108,33 @@ struct Loops {
     }
     for (int64_t k = 0; k < sizes.interests; ++k)
       copy(parameters.queries + k * sizes.hidden, sizes.hidden, packed.queries + k * s.h);
-    for (int64_t t = 0; t < sizes.places; ++t)
-      copy(parameters.shift + t * sizes.hidden, sizes.hidden, packed.shift + t * s.h);
+    for (int64_t t = 0; t < sizes.places; ++t) {
+      T* const shift = packed.shift + t * s.h;
+      if (parameters.bias) copy(parameters.bias, sizes.hidden, shift);
+      for (int64_t j = 0; parameters.positions && j < sizes.hidden; ++j)
+        shift[j] += inner(parameters.weight + j * sizes.d, parameters.positions + t * sizes.d, sizes.d);
+    }
   }
 
-  static void unpack_gradients(const T* sum, const Sizes& sizes, const SelfAttentivePoolParameters<T>& gradients) {
+  // What the sums come to, through the shift too: dp_t = W' dc_t, dW += sum_t dc_t p_t', dc = sum_t dc_t.
+  static void unpack_gradients(const T* sum, const SelfAttentivePoolParameters<const T>& parameters, const Sizes& sizes,
+                               const SelfAttentivePoolParameters<T>& gradients) {
     const Shape s(sizes);
     const Sums sums(s, sum);
-    const auto unpack = [](const T* from, int64_t stride, int64_t rows, int64_t columns, T* to) {
-      for (int64_t i = 0; to && i < rows; ++i) copy(from + i * stride, columns, to + i * columns);
-    };
-    unpack(sums.weight, s.d, sizes.hidden, sizes.d, gradients.weight);
-    unpack(sums.queries, s.h, sizes.interests, sizes.hidden, gradients.queries);
-    unpack(sums.shift, s.h, sizes.places, sizes.hidden, gradients.shift);
+    const int64_t hidden = sizes.hidden, d = sizes.d;
+    for (int64_t k = 0; gradients.queries && k < sizes.interests; ++k)
+      copy(sums.queries + k * s.h, hidden, gradients.queries + k * hidden);
+    for (int64_t j = 0; gradients.weight && j < hidden; ++j) copy(sums.weight + j * s.d, d, gradients.weight + j * d);
+    if (gradients.bias) set_zero(gradients.bias, hidden);
+    if (gradients.positions) set_zero(gradients.positions, sizes.places * d);
+    for (int64_t t = 0; t < sizes.places; ++t) {
+      const T* shift = sums.shift + t * s.h;
+      if (gradients.bias) add(shift, hidden, gradients.bias);
+      for (int64_t j = 0; parameters.positions && j < hidden; ++j) {
+        if (gradients.weight) add_multiple(shift[j], parameters.positions + t * d, d, gradients.weight + j * d);
+        if (gradients.positions) add_multiple(shift[j], parameters.weight + j * d, d, gradients.positions + t * d);
+      }
+    }
   }
 
   // The items of sequence b, padded to whole tiles of rows.

@@ -9,7 +9,7 @@ namespace cmi_fast {
 
 struct SelfAttentivePoolSizes {
   int64_t interests, hidden, d;
-  int64_t places;   // rows of the shift; 1: the same for every place
+  int64_t places;   // rows of positions; 1 without: all places are the same
   int64_t longest;  // sequence
 };
 
@@ -21,10 +21,11 @@ struct SelfAttentivePool {
   const T* packed;
 };
 
-// Parameters, or gradients of them: weight [hidden, d], queries [interests, hidden], shift [places, hidden].
+// Parameters, or gradients of them: weight [hidden, d], queries [interests, hidden], bias [hidden], positions [places,
+// d]. Null for those that are not there, and for gradients that are not wanted.
 template <class T>
 struct SelfAttentivePoolParameters {
-  T *weight, *queries, *shift;
+  T *weight, *queries, *bias, *positions;
 };
 
 template <class T>
@@ -46,9 +47,8 @@ struct SelfAttentivePoolKernel {
                   T* workspace);
   void (*backward)(const SelfAttentivePool<T>& p, int64_t begin, int64_t end,
                    const SelfAttentivePoolGradients<T>& gradients, T* workspace);
-  // Data is null for gradients that are not wanted.
-  void (*unpack_gradients)(const T* sum, const SelfAttentivePoolSizes& sizes,
-                           const SelfAttentivePoolParameters<T>& gradients);
+  void (*unpack_gradients)(const T* sum, const SelfAttentivePoolParameters<const T>& parameters,
+                           const SelfAttentivePoolSizes& sizes, const SelfAttentivePoolParameters<T>& gradients);
 };
 
 struct SelfAttentivePoolKernels {
