@@ -96,7 +96,7 @@ def test_loss_and_its_gradient_equal_the_equations(name: str) -> None:
     total = torch.zeros((), dtype=torch.float64)
     for b, n in enumerate(batch["lengths"].tolist()):
         found = interests_of(model, batch["history"][b, :n].tolist())
-        user = max(found, key=lambda u: float(u @ model.items[candidates[b]]))  # closest to the label
+        user = max(found, key=lambda u: (u @ model.items[candidates[b]]).item())  # closest to the label
         total = total + softmax_loss(user, model.items, candidates, b) / 6
     if name == "octopus":
         heads, orthogonality = model.extractor.channels, 0.0

@@ -106,7 +106,8 @@ def capsule_routing(
         if choose_backend(backend, "capsule_routing", items, cpu=FLOATING) == "reference":
             return reference.capsule_routing(items, maps, interests, lengths, offsets, bias, logits, active, iterations)
         wide = accumulation_type(items.dtype)
-        maps, bias, logits = (None if x is None else x.to(wide) for x in (maps, bias, logits))
+        maps = maps.to(wide)
+        bias, logits = (None if x is None else x.to(wide) for x in (bias, logits))
     active, lengths, offsets = (None if x is None else x.to(torch.int64) for x in (active, lengths, offsets))
     logits = None if logits is None else logits.detach()
     return _capsule_routing(items, maps, bias, logits, active, lengths, offsets, interests, iterations)
