@@ -45,6 +45,12 @@ TABLES = [
 ]
 NAMES = {
     "cmi": "CMI",
+    "cmi-authors": "CMI, authors' code",
+    "comirec-dr": "ComiRec-DR",
+    "comirec-sa": "ComiRec-SA",
+    "dssrec": "DSSRec",
+    "mind": "MIND",
+    "octopus": "Octopus",
     "item_knn": "ItemKNN",
     "recent_popularity": "Recent popularity",
     "popularity": "Popularity",
@@ -103,7 +109,9 @@ def train(
     data: Annotated[Path | None, typer.Argument(help=LOG_HELP)] = None,
     out: Annotated[Path | None, typer.Option(help="Folder to create.")] = None,
     resume: Annotated[Path | None, typer.Option(help="Folder of an interrupted training; continue it.")] = None,
-    model: Annotated[str | None, typer.Option(help="The model: cmi.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="cmi, cmi-authors, comirec-dr, comirec-sa, dssrec, mind, octopus.")
+    ] = None,
     optimizer: Annotated[str | None, typer.Option(help="adam, or lazy-adam for millions of items.")] = None,
     precision: Annotated[str | None, typer.Option(help="float32 or bf16.")] = None,
     config: Annotated[Path | None, typer.Option(help="Settings as a TOML file.")] = None,

@@ -19,7 +19,7 @@ from cmi_fast.data.ids import rows_of
 from cmi_fast.data.plays import UNREADABLE, one_line
 from cmi_fast.errors import InputError
 from cmi_fast.evaluation import CUTOFFS, EvaluationTask
-from cmi_fast.models.cmi import CMI
+from cmi_fast.models import MultiInterestModel
 from cmi_fast.retrieval import top_k
 from cmi_fast.training.config import Config, load_config
 from cmi_fast.training.trainer import build_model
@@ -35,7 +35,7 @@ class Ranker:
     of recent popularity, for users without history.
     """
 
-    model: CMI
+    model: MultiInterestModel
     config: Config
     item_ids: NDArray[Any]
     popular: NDArray[np.int64]
@@ -164,7 +164,7 @@ def _read_items(path: Path) -> tuple[NDArray[Any], NDArray[np.int64]]:
     return items["item_id"].to_numpy(), items["popularity_rank"].to_numpy()
 
 
-def _load_weights(model: CMI, path: Path) -> None:
+def _load_weights(model: MultiInterestModel, path: Path) -> None:
     try:
         weights = safetensors.torch.load(path.read_bytes())
     except (OSError, safetensors.SafetensorError) as error:

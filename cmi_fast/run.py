@@ -19,6 +19,7 @@ from cmi_fast.data.ids import read_user_ids, rows_of
 from cmi_fast.errors import InputError
 from cmi_fast.evaluation import POLICY, EvaluationTask, evaluate_baselines
 from cmi_fast.evaluation.categories import category_agreement, read_item_categories
+from cmi_fast.models import CMI
 from cmi_fast.ranking import Ranker, translate, write_users
 from cmi_fast.training.checkpoint import Done, State, Tensors, fingerprint, read_checkpoint, write_checkpoint
 from cmi_fast.training.config import Config, Source, file_name, file_of
@@ -117,7 +118,7 @@ def train_run(
         "best_epoch": best.number,
         "epochs": [asdict(epoch) for epoch in epochs],
     }
-    if known is not None:
+    if known is not None and isinstance(model, CMI):
         metrics["categories"] = category_agreement(model.assigned_categories().cpu().numpy(), known)
     with atomic_path(run / "metrics.json") as path:
         path.write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")

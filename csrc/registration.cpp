@@ -48,6 +48,23 @@ STABLE_TORCH_LIBRARY(cmi_fast, library) {
       "bool weight_ih_grad, bool weight_hh_grad, bool bias_ih_grad, bool bias_hh_grad) "
       "-> (Tensor, Tensor, Tensor, Tensor, Tensor)");
 
+  library.def(
+      "self_attentive_pool(Tensor items, Tensor weight, Tensor queries, Tensor? bias, Tensor? positions, "
+      "Tensor? lengths, Tensor? offsets) -> (Tensor pooled, Tensor attention)");
+  library.def(
+      "self_attentive_pool_backward(Tensor pooled_grad, Tensor attention, Tensor items, Tensor weight, "
+      "Tensor queries, Tensor? bias, Tensor? positions, Tensor? lengths, Tensor? offsets, bool items_grad, "
+      "bool weight_grad, bool queries_grad, bool bias_grad, bool positions_grad) "
+      "-> (Tensor, Tensor, Tensor, Tensor, Tensor)");
+
+  library.def(
+      "capsule_routing(Tensor items, Tensor maps, Tensor? bias, Tensor? logits, Tensor? active, Tensor? lengths, "
+      "Tensor? offsets, int interests, int iterations) -> (Tensor result, Tensor weights, Tensor sums)");
+  library.def(
+      "capsule_routing_backward(Tensor interests_grad, Tensor weights, Tensor sums, Tensor items, Tensor maps, "
+      "Tensor? bias, Tensor? logits, Tensor? active, Tensor? lengths, Tensor? offsets, int interests, "
+      "int iterations, bool items_grad, bool maps_grad, bool bias_grad) -> (Tensor, Tensor, Tensor)");
+
   library.def("isa_level() -> str");
   library.def("supported_isa_levels() -> str");
   library.def("set_isa_level(str name) -> ()");

@@ -46,7 +46,7 @@ def test_round_trip(tmp_path: Path) -> None:
         (["epochs=true"], "--set: epochs = True"),
         (["data.path=x"], "--set: unknown key"),
         (["data={path='x'}"], "--set data: the log is an argument of its own"),
-        (["model=mind"], "--set: model = 'mind': input should be 'cmi'"),
+        (["model=sine"], "--set: model = 'sine': input should be 'cmi'"),
         (["interests=65"], "--set: interests = 65"),
     ],
 )

@@ -8,6 +8,7 @@ from torch import nn
 
 from cmi_fast.models.cmi import CMI
 from cmi_fast.training.lazy_adam import LazyAdam
+from cmi_fast.training.trainer import loss_of_rows
 
 
 def test_a_row_is_an_adam_whose_steps_are_the_batches_it_is_in() -> None:
@@ -67,7 +68,7 @@ def test_one_gradient_from_the_distinct_rows_is_that_of_the_whole_table(sparse: 
     expected = torch.stack(model.loss(history, lengths, views, positives, negatives))
     wanted = torch.autograd.grad(expected[0], list(model.parameters()))
     items = (place[history] * inside, lengths, views, place[positives], place[negatives])
-    found = torch.stack(model.loss(*items, rows, sparse_grad=sparse))
+    found = torch.stack(loss_of_rows(model, rows, *items, sparse_grad=sparse))
     found[0].backward()
     torch.testing.assert_close(found, expected)
     for parameter, gradient in zip(model.parameters(), wanted, strict=True):

@@ -23,6 +23,7 @@ from cmi_fast.training.trainer import (
     best_epoch,
     build_model,
     candidate_frequency,
+    loss_of_rows,
     parse_device,
     to_tensors,
     train,
@@ -97,7 +98,7 @@ def test_everything_is_on_the_models_device() -> None:
     config = load_config(settings=SMALL)
     model = build_model(config, 40, candidate_frequency(PLAYS, 40)).to("meta")
     sampler = BatchSampler(PLAYS, np.ones(40, dtype=bool), batch_size=32)
-    losses = model.loss(*(x.to("meta") for x in to_tensors(*distinct_items(sampler.batch(0, 0), 40))))
+    losses = loss_of_rows(model, *(x.to("meta") for x in to_tensors(*distinct_items(sampler.batch(0, 0), 40))))
     losses.total.backward()
     assert all(parameter.grad is not None and parameter.grad.is_meta for parameter in model.parameters())
     ranker = Ranker(model, config, np.arange(40), np.arange(40))

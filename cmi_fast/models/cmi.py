@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +14,7 @@ from cmi_fast.functional import (
     nt_xent_loss,
     orthogonality_loss,
 )
+from cmi_fast.models.base import MultiInterestModel
 from cmi_fast.nn import GRU
 
 
@@ -26,7 +27,7 @@ class Losses(NamedTuple):
     orthogonality: Tensor
 
 
-class CMI(nn.Module):
+class CMI(MultiInterestModel):
     """m interests by soft assignment to learned categories, plus a general interest from a GRU.
 
     Where the paper is silent or its own code departs from it, ``docs/model.md`` says what is done here and why.
@@ -45,8 +46,6 @@ class CMI(nn.Module):
         backend: of all operators, as in :mod:`cmi_fast.functional`.
     """
 
-    candidate_bias: Tensor | None
-
     def __init__(
         self,
         num_items: int,
@@ -61,8 +60,7 @@ class CMI(nn.Module):
         frequency: Tensor | None = None,
         backend: str = "auto",
     ) -> None:
-        super().__init__()
-        self.items = nn.Parameter(torch.empty(num_items, dim))
+        super().__init__(num_items, dim, frequency)
         self.categories = nn.Parameter(torch.empty(interests, dim))
         gru_backend = "auto" if backend in ("triton", "cuda") else backend  # on a GPU the GRU is cuDNN's
         self.gru = GRU(dim, dim, backend=gru_backend) if general_interest else None
@@ -71,19 +69,21 @@ class CMI(nn.Module):
         self.contrastive_temperature = contrastive_temperature
         self.orthogonality_weight = orthogonality_weight
         self.backend = backend
-        bias = None if frequency is None else -frequency.log()
-        self.register_buffer("candidate_bias", bias, persistent=False)
         for parameter in self.parameters():
             nn.init.uniform_(parameter, -(dim**-0.5), dim**-0.5)
 
-    def pool(
-        self, history: Tensor, lengths: Tensor, views: Tensor | None = None, table: Tensor | None = None
-    ) -> Tensor:
-        """Unit interests [B, m, d] of ``history`` [B, L] (rows of ``table``, None: of the item table), or [V, B, m, d]
-        of its ``views`` [V, B, L]."""
+    @classmethod
+    def authors(cls, num_items: int, **options: Any) -> CMI:
+        """The model that the authors' code trains, where it departs from their text: :class:`AuthorsCMI`."""
+        from cmi_fast.models.cmi_authors import AuthorsCMI  # a subclass
+
+        return AuthorsCMI(num_items, **options)
+
+    def pool(self, history: Tensor, lengths: Tensor, views: Tensor | None = None) -> Tensor:
+        """Unit interests [B, m, d] of ``history`` [B, L] (item rows), or [V, B, m, d] of its ``views`` [V, B, L]."""
         pooled = item_soft_assignment_pool(
             history,
-            self.items if table is None else table,
+            self.items,
             self.categories,
             lengths,
             temperature=self.temperature,
@@ -92,17 +92,16 @@ class CMI(nn.Module):
         )
         return F.normalize(pooled, dim=-1)
 
-    def general(self, history: Tensor, lengths: Tensor, table: Tensor | None = None) -> Tensor | None:
+    def general(self, history: Tensor, lengths: Tensor) -> Tensor | None:
         """The general interest u_g [B, d], None without a GRU."""
         if self.gru is None:
             return None
-        general: Tensor = self.gru(self.item_vectors(history, table), lengths)
+        general: Tensor = self.gru(self.item_vectors(history), lengths)
         return general
 
-    def item_vectors(self, rows: Tensor | None = None, table: Tensor | None = None) -> Tensor:
-        """Unit item vectors: [*rows.shape, d], all V without ``rows``, which may count in another ``table``."""
-        table = self.items if table is None else table
-        return F.normalize(table if rows is None else F.embedding(rows, table), dim=-1)
+    def item_vectors(self, rows: Tensor | None = None) -> Tensor:
+        """Unit item vectors: [*rows.shape, d], all V without ``rows``."""
+        return F.normalize(self.items if rows is None else F.embedding(rows, self.items), dim=-1)
 
     def forward(self, history: Tensor, lengths: Tensor) -> Tensor:
         """Retrieval vectors [B, m, d]: the score of item v is the largest inner product with its unit vector.
@@ -113,33 +112,18 @@ class CMI(nn.Module):
         general = self.general(history, lengths)
         return vectors if general is None else vectors + general[:, None]
 
-    def loss(
-        self,
-        history: Tensor,
-        lengths: Tensor,
-        views: Tensor,
-        positives: Tensor,
-        negatives: Tensor,
-        rows: Tensor | None = None,
-        *,
-        sparse_grad: bool = False,
-    ) -> Losses:
-        """The objective (Eq. 8) of a batch: ``history`` [B, L], ``views`` bool [2, B, L], items [B] and [B].
-
-        With ``rows`` [R], distinct, all items are places in it: only these rows of the item table are read, and its
-        gradient is built once, as a sparse tensor that holds no other row with ``sparse_grad``.
-        """
+    def loss(self, history: Tensor, lengths: Tensor, views: Tensor, positives: Tensor, negatives: Tensor) -> Losses:
+        """The objective (Eq. 8) of a batch: ``history`` [B, L], ``views`` bool [2, B, L], items [B] and [B]."""
         everything = torch.ones_like(views[:1])
-        table = self.items if rows is None else F.embedding(rows, self.items, sparse=sparse_grad)
-        full, first, second = self.pool(history, lengths, torch.cat([everything, views]), table)
+        full, first, second = self.pool(history, lengths, torch.cat([everything, views]))
         candidates = torch.cat([positives, negatives])
         main = interest_softmax_loss(
             full,
-            self.item_vectors(candidates, table),
+            self.item_vectors(candidates),
             torch.arange(len(positives), device=candidates.device),
-            self.general(history, lengths, table),
+            self.general(history, lengths),
             temperature=self.temperature,
-            candidate_bias=self._bias(candidates if rows is None else rows[candidates]),
+            candidate_bias=None if self.candidate_bias is None else self.candidate_bias[candidates],
             candidate_ids=candidates,
             backend=self.backend,
         )
@@ -150,9 +134,6 @@ class CMI(nn.Module):
         # The paper averages over pairs, nt_xent_loss over their two anchors.
         contrastive = 2 * nt_xent_loss(first, second, temperature=self.contrastive_temperature, backend=self.backend)
         return Losses(total + self.contrastive_weight * contrastive, main, contrastive, orthogonality)
-
-    def _bias(self, items: Tensor) -> Tensor | None:
-        return None if self.candidate_bias is None else self.candidate_bias[items]
 
     @torch.no_grad()
     def assigned_categories(self) -> Tensor:

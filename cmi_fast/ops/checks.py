@@ -130,6 +130,15 @@ def check_sequences(name: str, rows: Tensor, lengths: Tensor | None, offsets: Te
             check_offsets(offsets, len(rows), name)
 
 
+def check_places(name: str, places: int, items: Tensor, offsets: Tensor | None) -> None:
+    """``name`` has a place for every item of padded ``items`` [B, L, ...], or of the longest jagged sequence."""
+    longest = items.shape[1] if offsets is None else 0
+    if offsets is not None and len(offsets) > 1 and values_can_be_read(offsets):
+        longest = int(offsets.diff().max())
+    if longest > places:
+        raise ValueError(f"{name}: expected at least {longest} places, as the longest sequence, found {places}")
+
+
 def check_offsets(offsets: Tensor, total: int, name: str) -> None:
     falls = (offsets.diff() < 0).nonzero()
     if len(falls):

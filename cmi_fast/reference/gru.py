@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from cmi_fast.reference.sequences import pad
+
 
 def gru(
     items: Tensor,
@@ -17,7 +19,7 @@ def gru(
 ) -> Tensor:
     """Shapes as in ``cmi_fast.functional.gru``. torch's own GRU, in the dtype of ``items``: cuDNN's on CUDA."""
     if offsets is not None:
-        items, lengths = _pad(items, offsets)
+        items, lengths = pad(items, offsets)
     elif lengths is None:
         lengths = torch.full(items.shape[:1], items.shape[1], device=items.device)
     hidden = weight_hh.shape[1]
@@ -32,13 +34,3 @@ def gru(
     states, _ = torch.gru(items, start, (weight_ih, weight_hh, *biases), True, 1, 0.0, False, False, True)
     last = (lengths.to(torch.int64) - 1).clamp_min(0)[:, None, None].expand(-1, 1, hidden)
     return states.gather(1, last).squeeze(1).masked_fill((lengths == 0)[:, None], 0)
-
-
-def _pad(items: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
-    """Jagged ``items`` [T, d] as [B, L, d], L the longest length, and the lengths [B]."""
-    lengths = offsets.diff()
-    longest = max(1, int(lengths.max())) if len(lengths) else 1
-    position = torch.arange(len(items), device=items.device)
-    sequence = torch.searchsorted(offsets, position, right=True) - 1
-    padded = items.new_zeros(len(lengths), longest, items.shape[1])
-    return padded.index_put((sequence, position - offsets[sequence]), items), lengths

@@ -64,7 +64,7 @@ class Config(pydantic.BaseModel):
 
     model_config = pydantic.ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, strict=True)
 
-    model: Literal["cmi"] = "cmi"
+    model: Literal["cmi", "cmi-authors", "comirec-dr", "comirec-sa", "dssrec", "mind", "octopus"] = "cmi"
     data: Source | None = None
 
     interests: int = pydantic.Field(8, ge=1, le=64, description="m, latent categories and interests")

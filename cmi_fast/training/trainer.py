@@ -7,22 +7,26 @@ import time
 from collections.abc import Callable, Generator
 from contextlib import closing
 from itertools import count
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
+from torch import nn
+from torch.func import functional_call
 
 from cmi_fast.data import Histories
 from cmi_fast.data.distinct import distinct_items
 from cmi_fast.data.prefetch import prefetch
 from cmi_fast.data.sampler import Batch, BatchSampler
 from cmi_fast.errors import InputError
-from cmi_fast.models.cmi import CMI
+from cmi_fast.models import MultiInterestModel
 from cmi_fast.training import checkpoint as checkpoints
 from cmi_fast.training.checkpoint import Clock, Done, Epoch, Tensors, restore_tensors, training_tensors
 from cmi_fast.training.config import Config
 from cmi_fast.training.lazy_adam import LazyAdam
+from cmi_fast.training.models import make_model
 
 SELECTED_BY = "recall@50"
 
@@ -59,7 +63,7 @@ class Keeper(Protocol):
 class InMemory(Keeper):
     """Keeps the best weights of ``model`` beside it, and no checkpoints."""
 
-    def __init__(self, model: CMI) -> None:
+    def __init__(self, model: MultiInterestModel) -> None:
         self._model = model
         self._weights: Tensors = {}
 
@@ -95,29 +99,19 @@ def candidate_frequency(plays: Histories, num_items: int) -> torch.Tensor:
     return torch.from_numpy(counts / counts.sum() + 1 / num_items).float()
 
 
-def build_model(config: Config, num_items: int, frequency: torch.Tensor | None = None) -> CMI:
+def build_model(config: Config, num_items: int, frequency: torch.Tensor | None = None) -> MultiInterestModel:
     """A fresh model, the same for the same seed; ``frequency`` as from :func:`candidate_frequency`, for training."""
     torch.manual_seed(config.seed)
-    return CMI(
-        num_items,
-        interests=config.interests,
-        dim=config.dim,
-        temperature=config.temperature,
-        general_interest=config.general_interest,
-        contrastive_weight=config.contrastive_weight,
-        contrastive_temperature=config.contrastive_temperature,
-        orthogonality_weight=config.orthogonality_weight,
-        frequency=frequency if config.logq_correction else None,
-    )
+    return make_model(config, num_items, frequency)
 
 
-def build_optimizer(model: CMI, config: Config) -> torch.optim.Optimizer:
+def build_optimizer(model: MultiInterestModel, config: Config) -> torch.optim.Optimizer:
     kind = LazyAdam if config.optimizer == "lazy-adam" else torch.optim.Adam
     return kind(model.parameters(), lr=config.lr, fused=True)
 
 
 def train(
-    model: CMI,
+    model: MultiInterestModel,
     plays: Histories,
     config: Config,
     evaluate: Callable[[], dict[str, float]],
@@ -169,6 +163,8 @@ def train(
             model.train()
             for step in range(done.steps - (number - 1) * steps + 1, steps + 1):
                 started = time.perf_counter()
+                # What a model draws depends on the seed and the step alone, so that there is no state to resume.
+                torch.manual_seed(((config.seed << 32) + done.steps) % 2**63)
                 losses = _step(model, optimizer, next(batches), config.precision)
                 if not math.isfinite(losses["total"]):
                     raise _diverged(number, step, f"the loss became {losses['total']}")
@@ -201,7 +197,7 @@ def _finished(epochs: list[Epoch], config: Config) -> bool:
     return len(epochs) >= config.epochs or len(epochs) - best_epoch(epochs).number >= config.patience
 
 
-def _require_finite(model: CMI, epoch: int, step: int) -> None:
+def _require_finite(model: MultiInterestModel, epoch: int, step: int) -> None:
     """What is kept can be used: a loss that is finite may still have led to weights that are not."""
     for name, parameter in model.named_parameters():
         if not all(extreme.isfinite() for extreme in parameter.detach().aminmax()):
@@ -215,7 +211,7 @@ def _diverged(epoch: int, step: int, what: str) -> InputError:
 def prefetched_batches(
     sampler: BatchSampler, device: torch.device, first: int = 0
 ) -> Generator[list[torch.Tensor], None, None]:
-    """Epoch after epoch the arguments of ``CMI.loss``, from batch ``first`` on, sampled ahead in the background.
+    """Epoch after epoch the arguments of :func:`loss_of_rows`, from batch ``first`` on, sampled in the background.
 
     For a GPU they lie in pinned memory, from where they are copied while the host goes on.
     """
@@ -229,16 +225,42 @@ def prefetched_batches(
 
 
 def to_tensors(rows: NDArray[np.int64], batch: Batch) -> list[torch.Tensor]:
-    """The arguments of ``CMI.loss``."""
-    arrays = batch.history, batch.lengths, batch.views, batch.positives, batch.negatives, rows
+    """The arguments of :func:`loss_of_rows`."""
+    arrays = rows, batch.history, batch.lengths, batch.views, batch.positives, batch.negatives
     return [torch.from_numpy(x) for x in arrays]
 
 
-def _step(model: CMI, optimizer: torch.optim.Optimizer, batch: list[torch.Tensor], precision: str) -> dict[str, float]:
+class _Objective(nn.Module):
+    """``model.loss`` as the forward of a module, as ``functional_call`` wants it."""
+
+    def __init__(self, model: MultiInterestModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, *batch: torch.Tensor) -> Any:
+        return self.model.loss(*batch)
+
+
+def loss_of_rows(model: MultiInterestModel, rows: torch.Tensor, *batch: torch.Tensor, sparse_grad: bool = False) -> Any:
+    """``model.loss(*batch)`` where the batch's items are places in ``rows`` [R], distinct rows of the item table.
+
+    In place of the table the model sees these rows alone. So the table gets one gradient, whatever the number of its
+    uses; with ``sparse_grad`` a sparse tensor that holds no other row.
+    """
+    tensors = {"model.items": F.embedding(rows, model.items, sparse=sparse_grad)}
+    if model.candidate_bias is not None:
+        tensors["model.candidate_bias"] = model.candidate_bias[rows]
+    return functional_call(_Objective(model), tensors, tuple(batch))
+
+
+def _step(
+    model: MultiInterestModel, optimizer: torch.optim.Optimizer, batch: list[torch.Tensor], precision: str
+) -> dict[str, float]:
     device = model.items.device
+    model.project()
     with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
         arguments = [x.to(device, non_blocking=True) for x in batch]
-        losses = model.loss(*arguments, sparse_grad=isinstance(optimizer, LazyAdam))
+        losses = loss_of_rows(model, *arguments, sparse_grad=isinstance(optimizer, LazyAdam))
     optimizer.zero_grad(set_to_none=True)
     losses.total.backward()
     optimizer.step()

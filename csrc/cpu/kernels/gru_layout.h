@@ -2,6 +2,7 @@
 #pragma once
 
 #include "cpu/kernels/gru.h"
+#include "cpu/kernels/place_buffers.h"
 #include "cpu/kernels/rows.h"
 
 namespace cmi_fast {
@@ -33,17 +34,6 @@ struct GruShape {
         input_stride(width + height + APART),
         gate_stride(SLOTS * height + APART) {}
 };
-
-// Points the buffers to consecutive places of `memory`, if there is one, and returns the size of them all.
-template <class T, int COUNT>
-inline int64_t place_buffers(const int64_t (&sizes)[COUNT], T** const (&buffers)[COUNT], T* memory) {
-  int64_t total = 0;
-  for (int i = 0; i < COUNT; ++i) {
-    if (memory) *buffers[i] = memory + total;
-    total += sizes[i];
-  }
-  return total;
-}
 
 // Biases of a row of gates; for the gates, weights [height / LANES, d or hidden, r z n, LANES], a vector after the
 // other as a tile reads them; for the gradients, their transposes in panels of as many columns as a tile has, so that a
