@@ -225,7 +225,7 @@ def test_a_loss_that_is_no_number_names_the_step_and_keeps_the_last_good_state(
 def test_a_new_training_leaves_nothing_of_the_old(log: Path, whole: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     interrupt(log, run, 3, 1, "seed=5")
-    (run / f".{'0' * 32}.model.safetensors").write_bytes(b"half")  # what a kill leaves
+    (run / f".{'0' * 32}.safetensors").write_bytes(b"half")  # what a kill leaves
     train_run(log, run, config())
     assert_same(run, whole)
 
