@@ -47,6 +47,10 @@ STABLE_TORCH_LIBRARY(cmi_fast, library) {
       "Tensor? bias_ih, Tensor? bias_hh, Tensor? lengths, Tensor? offsets, bool items_grad, bool weight_ih_grad, "
       "bool weight_hh_grad, bool bias_ih_grad, bool bias_hh_grad) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
 
+  library.def(
+      "top_k(Tensor interests, Tensor items, int k, Tensor? exclude_offsets, Tensor? exclude_ids, "
+      "str precision) -> (Tensor scores, Tensor rows)");
+
   library.def("isa_level() -> str");
   library.def("supported_isa_levels() -> str");
   library.def("set_isa_level(str name) -> ()");

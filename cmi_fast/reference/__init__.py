@@ -6,6 +6,7 @@ from cmi_fast.reference.item_soft_assignment_pool import item_soft_assignment_po
 from cmi_fast.reference.nt_xent_loss import nt_xent_loss
 from cmi_fast.reference.orthogonality_loss import orthogonality_loss
 from cmi_fast.reference.soft_assignment_pool import soft_assignment_pool
+from cmi_fast.reference.top_k import top_k
 
 __all__ = [
     "gru",
@@ -14,4 +15,5 @@ __all__ = [
     "nt_xent_loss",
     "orthogonality_loss",
     "soft_assignment_pool",
+    "top_k",
 ]
