@@ -22,8 +22,8 @@ CMI_FAST_DECLARE_KERNEL(TopKKernels, top_k)
 namespace {
 
 constexpr int64_t PACKED_BYTES = 16 << 20;    // of items at a time: the memory that a call takes beside its lists
-constexpr int64_t INTERESTS_BYTES = 1 << 18;  // of a block of users, which with a tile of items stay in L2
-constexpr int64_t USERS_AT_ONCE = 64;
+constexpr int64_t INTERESTS_BYTES = 1 << 19;  // of a block of users, which with a tile of items stay in L2
+constexpr int64_t USERS_AT_ONCE = 256;
 
 const TopKKernel& kernel(const std::string& precision, int64_t d) {
   const TopKKernels& kernels = CMI_FAST_KERNEL(TopKKernels, top_k);

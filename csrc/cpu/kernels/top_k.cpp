@@ -45,29 +45,35 @@ struct Tile {
 
 inline int64_t item_at(const TopK& p, int64_t place) { return place * p.stride % p.count; }
 
+inline void prefetch(const TopK& p, int64_t item) {
+  const int64_t bytes = p.d * (p.items.element == Element::computed ? sizeof(float) : sizeof(uint16_t));
+  const char* const row = (const char*)p.items.data + item * bytes;
+  for (int64_t line = 0; line < bytes; line += 64) __builtin_prefetch(row + line);
+}
+
 template <class Precision>
 bool pack(const TopK& p, int64_t index, void* packed, void* workspace) {
   using Step = typename Precision::Step;
   const Tile<Precision> tile(packed, p.d);
-  const int64_t depth = tile.depth(p.d);
+  const int64_t depth = tile.depth(p.d), first = index * TILE, count = p.count - first < TILE ? p.count - first : TILE;
   Memory memory{(char*)workspace};
-  float* const buffer = memory.take<float>(p.d);
+  float *const buffer = memory.take<float>(p.d), *const q = memory.take<float>(p.d);
   Step* const steps = memory.take<Step>(depth);
   set_zero((char*)packed, tile.size(p.d));
   steps[depth - 1] = 0;  // what d leaves open
-  bool finite = true;
-  for (int64_t i = 0; i < TILE && index * TILE + i < p.count; ++i) {
-    const float* const row = read_row(p.items, item_at(p, index * TILE + i), p.d, buffer);
+  for (int64_t i = 0; i < count; ++i) prefetch(p, item_at(p, first + i));
+  for (int64_t i = 0; i < count; ++i) {
+    const float* const row = read_row(p.items, item_at(p, first + i), p.d, buffer);
     const float scale = Precision::scale(largest_magnitude(row, p.d));
-    const Norms norms =
-        approximate<Precision>(row, p.d, scale, [steps](float q, int64_t j) { Precision::put_item(q, j, steps); });
+    const Norms norms = approximate<Precision>(row, p.d, scale, q);
+    if (!norms.finite()) return false;
+    Precision::pack_item(q, p.d, steps);
     for (int64_t k = 0; k < depth; ++k) tile.steps[k * TILE + i] = steps[k];
     tile.scale[i] = float(scale * UNIT);
     tile.row[i] = float(norms.row * (UNIT * INFLATE));
     tile.lost[i] = float(norms.lost * (UNIT * INFLATE));
-    finite = finite && norms.row - norms.row == 0;
   }
-  return finite;
+  return true;
 }
 
 // A user's interests are repeated up to a number that divides ROWS, or that ROWS divides.
@@ -90,7 +96,7 @@ struct Workspace {
   Step *steps, *starts;             // [users, interests, depth], [users, interests]
   UserBound* bounds;                // [users]
   Candidate* candidates;            // [users, TILE]
-  float* buffer;                    // [m, d]
+  float *buffer, *q;                // [m, d], [d]
   double* row;                      // [d]
   int64_t size;
 
@@ -100,7 +106,7 @@ struct Workspace {
     steps = memory.take<Step>(users * interests * depth), starts = memory.take<Step>(users * interests);
     bounds = memory.take<UserBound>(users);
     candidates = memory.take<Candidate>(users * TILE);
-    buffer = memory.take<float>(m * d);
+    buffer = memory.take<float>(m * d), q = memory.take<float>(d);
     row = memory.take<double>(d);
     size = memory.next - (char*)memory_begin;
   }
@@ -170,9 +176,9 @@ class Search {
     // Rows beyond the last user are computed, too.
     set_zero(work.steps, work.users * work.interests * work.depth);
     set_zero(work.starts, work.users * work.interests);
-    bool finite = true;
-    for (int64_t user = 0; user < users; ++user) finite = pack_user(user) && finite;
-    return finite;
+    for (int64_t user = 0; user < users; ++user)
+      if (!pack_user(user)) return false;
+    return true;
   }
 
   void visit(const Tile<Precision>& tile, int64_t index) {
@@ -203,19 +209,18 @@ class Search {
     const float* const rows = read_row(p.interests, first_user + user, p.m * p.d, work.buffer);
     const float scale = Precision::scale(largest_magnitude(rows, p.m * p.d));
     Norms largest{};
-    bool finite = true;
     for (int64_t i = 0; i < work.interests; ++i) {
       const int64_t row = user * work.interests + i;
       Step* const steps = work.steps + row * work.depth;
-      const Norms norms = approximate<Precision>(rows + (i < p.m ? i : 0) * p.d, p.d, scale,
-                                                 [steps](float q, int64_t j) { Precision::put_query(q, j, steps); });
+      const Norms norms = approximate<Precision>(rows + (i < p.m ? i : 0) * p.d, p.d, scale, work.q);
+      if (!norms.finite()) return false;
+      Precision::pack_query(work.q, p.d, steps);
       work.starts[row] = Precision::start(steps, p.d);
       largest = {larger(norms.row, largest.row), larger(norms.lost, largest.lost)};
-      finite = finite && norms.row - norms.row == 0;
     }
     work.bounds[user] = UserBound(largest, scale, Precision::product_error(p.d));
     work.bounds[user].raise(list(user)->score);
-    return finite;
+    return true;
   }
 
   // The candidates among a tile's items; of several users at a time where these have few interests.
@@ -273,7 +278,8 @@ class Search {
       for (uint32_t passing = lanes_set(at_most >= bound.least); passing; passing &= passing - 1) {
         const int64_t place = index * TILE + first + __builtin_ctz(passing);
         if (place >= p.count) break;  // the last tile is padded
-        work.candidates[count++] = {user, item_at(p, place)};
+        work.candidates[count] = {user, item_at(p, place)};
+        prefetch(p, work.candidates[count++].item);
       }
     }
   }

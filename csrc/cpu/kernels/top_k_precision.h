@@ -19,8 +19,8 @@ struct Float32 {
     return power < 0x1p-80f ? 0x1p-80f : power > 0x1p120f ? 0x1p120f : power;
   }
   static float round(float x) { return x; }
-  static void put_item(float q, int64_t j, Step* row) { row[j] = q; }
-  static void put_query(float q, int64_t j, Step* row) { row[j] = q; }
+  static void pack_item(const float* q, int64_t d, Step* row) { copy(q, d, row); }
+  static void pack_query(const float* q, int64_t d, Step* row) { copy(q, d, row); }
   static Step start(const Step*, int64_t) { return 0; }
   // The error of a product, its sums in any order, relative to the product of the norms.
   static double product_error(int64_t d) { return d * 0x1p-24 / (1 - d * 0x1p-24); }
@@ -37,10 +37,12 @@ struct Int8 {
 
   static float scale(float largest) { return (largest < 0x1p-80f ? 0x1p-80f : largest) / 127; }
   static float round(float x) { return x + Float<float>::ROUND - Float<float>::ROUND; }
-  // The low bits of ROUND + q are those of q.
-  static uint8_t low_bits(float q) { return uint8_t(bits_of(q + Float<float>::ROUND)); }
-  static void put_item(float q, int64_t j, Step* row) { ((uint8_t*)row)[j] = low_bits(q) ^ 0x80; }
-  static void put_query(float q, int64_t j, Step* row) { ((uint8_t*)row)[j] = low_bits(q); }
+  static void pack_item(const float* q, int64_t d, Step* row) {
+    for (int64_t j = 0; j < d; ++j) ((uint8_t*)row)[j] = uint8_t(int32_t(q[j]) + 128);
+  }
+  static void pack_query(const float* q, int64_t d, Step* row) {
+    for (int64_t j = 0; j < d; ++j) ((int8_t*)row)[j] = int8_t(int32_t(q[j]));
+  }
   static Step start(const Step* query, int64_t d) {
     Step sum = 0;
     for (int64_t j = 0; j < d; ++j) sum += ((const int8_t*)query)[j];
@@ -67,23 +69,23 @@ inline float largest_magnitude(const float* x, int64_t count) {
   return largest;
 }
 
-// The norms of a row x and of x - scale * q. Not finite where x is not.
+// The norms of a row x and of x - scale * q.
 struct Norms {
   double row, lost;
+
+  bool finite() const { return row - row == 0; }  // and so is x
 };
 
-// Calls put(q_j, j) for every value of x.
-template <class Precision, class Put>
-inline Norms approximate(const float* x, int64_t d, float scale, const Put& put) {
+template <class Precision>
+inline Norms approximate(const float* x, int64_t d, float scale, float* q) {
   const float inverse = 1 / scale;
   double row = 0, lost = 0;
 #pragma omp simd reduction(+ : row, lost)
   for (int64_t j = 0; j < d; ++j) {
-    const float q = Precision::round(x[j] * inverse);
-    const double missed = x[j] - double(scale) * q;
+    q[j] = Precision::round(x[j] * inverse);
+    const double missed = x[j] - double(scale) * q[j];
     row += double(x[j]) * x[j];
     lost += missed * missed;
-    put(q, j);
   }
   return {__builtin_sqrt(row), __builtin_sqrt(lost)};
 }
