@@ -102,6 +102,7 @@ def test_bad_arguments(trained: Path, tmp_path: Path, folder: str, index: str, m
     (tmp_path / "file").write_text("here")
     done = cmi_fast("export", trained, "--faiss", tmp_path / folder, "--index", index)
     assert done.returncode == 2 and message in done.stderr and done.stderr.count("\n") == 1, done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_faiss_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -97,8 +97,8 @@ def export_index(
         What ``export.json`` holds: the index, the shapes, and the recall of the index against exact retrieval, without
         exclusions, for the first users (None where there is no user).
     """
-    folder.mkdir(parents=True, exist_ok=True)
     index = build_index(items, description)
+    folder.mkdir(parents=True, exist_ok=True)
     sample = torch.empty(0, *shape[1:])
     with atomic_path(folder / "user_vectors.npy") as path:
         vectors = np.lib.format.open_memmap(path, "w+", np.float32, shape)

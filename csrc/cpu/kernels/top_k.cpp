@@ -15,14 +15,15 @@ using Floats = Vector<float, WIDE>;
 
 inline int64_t whole_lines(int64_t bytes) { return round_up(bytes, 64); }
 
-// A piece of a buffer after the other, each on a cache line.
+// Takes one piece of a buffer after the other, each on a cache line; of no buffer at all it only counts them.
 struct Memory {
-  char* next;
+  char* begin;
+  int64_t size = 0;
 
   template <class T>
   T* take(int64_t count) {
-    T* const taken = (T*)next;
-    next += whole_lines(count * sizeof(T));
+    T* const taken = begin ? (T*)(begin + size) : nullptr;
+    size += whole_lines(count * sizeof(T));
     return taken;
   }
 };
@@ -108,7 +109,7 @@ struct Workspace {
     candidates = memory.take<Candidate>(users * TILE);
     buffer = memory.take<float>(m * d), q = memory.take<float>(d);
     row = memory.take<double>(d);
-    size = memory.next - (char*)memory_begin;
+    size = memory.size;
   }
 };
 
