@@ -1,4 +1,4 @@
-"""The command line: ``cmi-fast info | simulate | stats | train | evaluate | recommend``."""
+"""The command line: ``cmi-fast info | simulate | stats | train | evaluate | recommend | export``."""
 
 from __future__ import annotations
 
@@ -214,6 +214,28 @@ def recommend(
     if unknown:
         print(f"note: {unknown:,} of the users are not in the log")
     print(f"{out}: {len(frame):,} recommendations for {frame['user_id'].n_unique():,} users")
+
+
+@app.command()
+def export(
+    run: Run,
+    faiss: Annotated[Path, typer.Option(help="Folder to create.", show_default=False)],
+    index: Annotated[str | None, typer.Option(help="A faiss.index_factory description; default: IVF.")] = None,
+    data: Data = None,
+    where: Where = None,
+    positive: Positive = None,
+    columns: Columns = None,
+    time_zone: TimeZone = None,
+) -> None:
+    """A faiss index of the items and every user's vectors, with the recall that the index reaches."""
+    from cmi_fast.run import export_run
+
+    summary = export_run(run, faiss, index, **_given(data, where, positive, columns, time_zone, None))
+    print(f"{faiss}: items.faiss, items.parquet, user_vectors.npy, users.parquet, export.json")
+    items, users = summary["items"][0], summary["user_vectors"][0]
+    print(f"{summary['index']}: {items:,} items, {users:,} users")
+    recall = summary["recall@50"]
+    print(f"Recall@50 against exact retrieval: {recall:.4f} (of {summary['recall_users']:,} users, nothing left out)")
 
 
 def _given(

@@ -79,12 +79,11 @@ class Ranker:
         for first in range(0, len(histories), USERS_AT_ONCE):
             users = np.arange(first, min(first + USERS_AT_ONCE, len(histories)))
             block = histories.select(users)
-            exclude = {}
+            offsets = items = None
             if filter_viewed:
                 seen = translate(block, place)
-                exclude["exclude_offsets"] = torch.from_numpy(seen.offsets).to(device)
-                exclude["exclude_ids"] = torch.from_numpy(seen.items).to(device)
-            values, columns = top_k(self.interests(block), vectors, k, **exclude)
+                offsets, items = (torch.from_numpy(x).to(device) for x in (seen.offsets, seen.items))
+            values, columns = top_k(self.interests(block), vectors, k, exclude_offsets=offsets, exclude_ids=items)
             scores[users], found[users] = values.cpu().numpy(), np.append(rows, -1)[columns.cpu().numpy()]
         empty = histories.lengths == 0
         popular = self.popular[place[self.popular] >= 0][:k]

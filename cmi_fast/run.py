@@ -20,7 +20,8 @@ from cmi_fast.errors import InputError
 from cmi_fast.evaluation import POLICY, EvaluationTask, evaluate_baselines
 from cmi_fast.evaluation.categories import category_agreement, read_item_categories
 from cmi_fast.models import CMI
-from cmi_fast.ranking import Ranker, translate, write_users
+from cmi_fast.ranking import USERS_AT_ONCE, Ranker, translate, write_users
+from cmi_fast.retrieval.export import export_index, load_faiss
 from cmi_fast.training.checkpoint import Done, State, Tensors, fingerprint, read_checkpoint, write_checkpoint
 from cmi_fast.training.config import Config, Source, file_name, file_of
 from cmi_fast.training.trainer import (
@@ -237,6 +238,30 @@ def recommend_run(
         frame = ranker.recommend(user_ids, histories, k)
         write_frame(frame, path)
     return frame, unknown
+
+
+def export_run(run: Path, folder: Path, index: str | None = None, **given: Any) -> Metrics:
+    """Write a faiss index of the items and the vectors of every user of the log into the new folder ``folder``.
+
+    ``items.parquet`` and ``users.parquet`` there hold the ids that rows stand for; the rest, and what is returned, is
+    that of :func:`cmi_fast.retrieval.export.export_index`. Leaving out what a user has seen is the service's part.
+    ``given``: as in :func:`_open`.
+    """
+    load_faiss()
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(f"--faiss {folder}: expected a new or empty folder")
+    ranker, _, interactions, rows = _open(run, given)
+    histories = translate(interactions.histories(), rows)
+    users = np.arange(len(histories))
+    parts = np.array_split(users, range(USERS_AT_ONCE, len(users), USERS_AT_ONCE))
+    blocks = (ranker.interests(histories.select(part)).cpu() for part in parts)
+    vectors = ranker.model.item_vectors().detach().cpu()
+    m, d = ranker.interests(histories.select(users[:1])).shape[1:]
+    summary = export_index(folder, vectors, blocks, (len(users), m, d), index)
+    for name, ids in (("user", interactions.user_ids), ("item", ranker.item_ids)):
+        with atomic_path(folder / f"{name}s.parquet") as path:
+            pl.DataFrame({f"{name}_id": ids}).write_parquet(path)
+    return summary
 
 
 def _open(run: Path, given: dict[str, Any]) -> tuple[Ranker, Source, Interactions, NDArray[np.int64]]:

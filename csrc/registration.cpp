@@ -65,6 +65,10 @@ STABLE_TORCH_LIBRARY(cmi_fast, library) {
       "Tensor? bias, Tensor? logits, Tensor? active, Tensor? lengths, Tensor? offsets, int interests, "
       "int iterations, bool items_grad, bool maps_grad, bool bias_grad) -> (Tensor, Tensor, Tensor)");
 
+  library.def(
+      "top_k(Tensor interests, Tensor items, int k, Tensor? exclude_offsets, Tensor? exclude_ids, "
+      "str precision) -> (Tensor scores, Tensor rows)");
+
   library.def("isa_level() -> str");
   library.def("supported_isa_levels() -> str");
   library.def("set_isa_level(str name) -> ()");

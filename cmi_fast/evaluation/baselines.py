@@ -21,7 +21,7 @@ from cmi_fast.data.histories import Histories
 from cmi_fast.data.split import Split
 from cmi_fast.evaluation.metrics import CUTOFFS
 from cmi_fast.evaluation.task import EvaluationTask, popularity_order
-from cmi_fast.retrieval.largest import largest
+from cmi_fast.reference.largest import largest
 
 LIST_LENGTH = max(CUTOFFS)
 NEIGHBOURS = (50, 100, 200, 500)

@@ -8,6 +8,7 @@ from cmi_fast.reference.nt_xent_loss import nt_xent_loss
 from cmi_fast.reference.orthogonality_loss import orthogonality_loss
 from cmi_fast.reference.self_attentive_pool import self_attentive_pool
 from cmi_fast.reference.soft_assignment_pool import soft_assignment_pool
+from cmi_fast.reference.top_k import top_k
 
 __all__ = [
     "capsule_routing",
@@ -18,4 +19,5 @@ __all__ = [
     "orthogonality_loss",
     "self_attentive_pool",
     "soft_assignment_pool",
+    "top_k",
 ]

@@ -1,18 +1,12 @@
-"""Exact top-K retrieval for users with several interests."""
+"""``top_k``: exact retrieval for users with several interests."""
 
 from __future__ import annotations
-
-from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
-from cmi_fast.retrieval.largest import largest
-
-# Scores held at a time, in two buffers: 16 MB in float32, which stays in a server's last-level cache.
-USER_BLOCK = 256
-SCORE_BLOCK = USER_BLOCK * 8192
-ITEM_BLOCK = 65536  # bounds the float32 copy of half-precision items where there are few users
+from cmi_fast import _native, reference
+from cmi_fast.ops.backend import choose_backend
 
 INTEGERS = (torch.int32, torch.int64)
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -26,22 +20,29 @@ def top_k(
     *,
     exclude_offsets: Tensor | None = None,
     exclude_ids: Tensor | None = None,
+    backend: str = "auto",
 ) -> tuple[Tensor, Tensor]:
     """The ``k`` items of largest score for each user, exactly; an item's score is the maximum over the
     user's interests of their inner product, as in Eq. 7 of CMI and in ComiRec.
 
+    The compiled kernel compares scores in float64 and rounds those of the lists to float32 at the end: the lists are
+    the same to the bit on every CPU and on any number of threads. It screens items at low precision and computes the
+    scores of those alone that an upper bound lets pass, so it takes longer where very many items tie for a place. The
+    reference computes in float32 (float64 for float64): near-ties may fall otherwise there.
+
     Args:
         interests: [U, m, d], m >= 1.
-        items: [V, d], of the interests' dtype and device. Half precision is computed in float32.
+        items: [V, d], of the interests' dtype and device. Half precision is widened.
         k: length of the lists, at least 1.
         exclude_offsets, exclude_ids: int32 or int64; the items ``exclude_ids[exclude_offsets[u] :
             exclude_offsets[u + 1]]`` (rows of ``items``, repeats allowed) are left out for user u.
+        backend: ``"auto"``, ``"reference"`` or ``"cpu"`` (all types but float64).
 
     Returns:
         scores [U, k] (float32, or float64 for float64) by falling score, and rows of ``items``
         [U, k] int64; equal scores by row, the smaller first. Where fewer than ``k`` items remain, the
         lists end in -inf and -1. No gradient flows. Memory beside the result does not grow with
-        U, m or V.
+        U, m or V, but for a copy of ``exclude_ids`` and, in the kernel, for lists of 16 bytes an entry.
 
     Raises:
         TypeError, ValueError: an argument of wrong type, shape or range, or a value that is not finite.
@@ -52,56 +53,21 @@ def top_k(
     if k < 1:
         raise ValueError(f"k must be at least 1, got {k}")
     exclude = _check_exclude(exclude_offsets, exclude_ids, len(interests), len(items), interests.device)
-    dtype = torch.float64 if interests.dtype == torch.float64 else torch.float32
-    scores = torch.full((len(interests), k), -torch.inf, dtype=dtype, device=interests.device)
-    rows = torch.full((len(interests), k), -1, device=interests.device)
-    for first in range(0, len(interests), USER_BLOCK):
-        block = slice(first, min(first + USER_BLOCK, len(interests)))
-        excluded = _pairs(block, *exclude) if exclude is not None else None
-        found, found_rows = _search(interests[block].to(dtype), items, k, excluded)
-        scores[block, : found.shape[1]] = found
-        rows[block, : found.shape[1]] = found_rows.masked_fill_(found == -torch.inf, -1)
-    return scores, rows
-
-
-def _search(interests: Tensor, items: Tensor, k: int, excluded: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor]:
-    """Scores and rows, both [U, min(k, V)], of one block of users [U, m, d], whose excluded pairs are
-    (users [n], ids [n])."""
-    scores = interests.new_empty(len(interests), 0)
-    rows = torch.empty(len(interests), 0, dtype=torch.int64, device=interests.device)
-    for first, best in _score_blocks(interests, items):
-        if excluded is not None:
-            users, ids = excluded
-            inside = (ids >= first) & (ids < first + best.shape[1])
-            best[users[inside], ids[inside] - first] = -torch.inf
-        block_scores, columns = largest(best, k)
-        # Earlier blocks hold smaller rows and come first, so that ties by column are ties by row.
-        scores, order = largest(torch.cat((scores, block_scores), dim=1), k)
-        rows = torch.cat((rows, columns + first), dim=1).gather(1, order)
-    return scores, rows
-
-
-def _score_blocks(interests: Tensor, items: Tensor) -> Iterator[tuple[int, Tensor]]:
-    """(first row, scores [U, n]) of one block of items after the other; a block's memory is reused."""
-    by_interest = interests.transpose(0, 1).contiguous()  # [m, U, d]
-    width = min(SCORE_BLOCK // len(interests), ITEM_BLOCK, len(items))
-    buffers = interests.new_empty(2, len(interests) * width)
-    for first in range(0, len(items), width or 1):
-        block = items[first : first + width].to(interests.dtype).T
-        shape = (len(interests), block.shape[1])
-        best, other = (buffer[: shape[0] * shape[1]].view(shape) for buffer in buffers)
-        torch.mm(by_interest[0], block, out=best)
-        for interest in by_interest[1:]:
-            torch.mm(interest, block, out=other)
-            torch.maximum(best, other, out=best)
-        yield first, best
-
-
-def _pairs(users: slice, offsets: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
-    """The excluded pairs of a block of users: user within the block [n], item row [n]."""
-    bounds = offsets[users.start : users.stop + 1].long()
-    user = torch.arange(len(bounds) - 1, device=ids.device).repeat_interleave(bounds.diff())
-    return user, ids[int(bounds[0]) : int(bounds[-1])].long()
+    chosen = choose_backend(
+        backend,
+        "top_k",
+        interests,
+        cpu=FLOATS[:3],
+        unsupported=None if interests.shape[2] else "its kernel takes vectors of length 1 and more",
+    )
+    if chosen == "reference":
+        _check_finite(interests, items)
+        return reference.top_k(interests, items, k, *exclude)
+    try:
+        return _top_k(interests, items, k, *(None if x is None else x.to(torch.int64) for x in exclude), "auto")
+    except RuntimeError:
+        _check_finite(interests, items)  # the operator has found a value that is not; this says in which argument
+        raise
 
 
 def _check_vectors(interests: Tensor, items: Tensor) -> None:
@@ -112,8 +78,6 @@ def _check_vectors(interests: Tensor, items: Tensor) -> None:
             raise ValueError(f"{name} must have shape {shape}, got {list(tensor.shape)}")
         if tensor.dtype not in FLOATS:
             raise TypeError(f"{name} must be float16, bfloat16, float32 or float64, got {tensor.dtype}")
-        if not tensor.isfinite().all():
-            raise ValueError(f"{name} {list(tensor.shape)} must be finite, found NaN or infinity")
     if interests.shape[1] == 0:
         raise ValueError(f"interests must have at least one interest a user, got {list(interests.shape)}")
     if items.shape[1] != interests.shape[2]:
@@ -127,11 +91,17 @@ def _check_vectors(interests: Tensor, items: Tensor) -> None:
         raise ValueError(f"items must be on the interests' device {interests.device}, got {items.device}")
 
 
+def _check_finite(interests: Tensor, items: Tensor) -> None:
+    for name, tensor in (("interests", interests), ("items", items)):
+        if not tensor.isfinite().all():
+            raise ValueError(f"{name} {list(tensor.shape)} must be finite, found NaN or infinity")
+
+
 def _check_exclude(
     offsets: Tensor | None, ids: Tensor | None, num_users: int, num_items: int, device: torch.device
-) -> tuple[Tensor, Tensor] | None:
+) -> tuple[Tensor, Tensor] | tuple[None, None]:
     if offsets is None and ids is None:
-        return None
+        return None, None
     if offsets is None or ids is None:
         missing = "exclude_offsets" if offsets is None else "exclude_ids"
         raise ValueError(f"exclude_offsets and exclude_ids must be given together, {missing} is missing")
@@ -157,3 +127,20 @@ def _check_exclude(
             f"got {int(ids[wrong])} at position {wrong}"
         )
     return offsets, ids
+
+
+def _fake(
+    interests: Tensor,
+    items: Tensor,
+    k: int,
+    exclude_offsets: Tensor | None,
+    exclude_ids: Tensor | None,
+    precision: str,
+) -> tuple[Tensor, Tensor]:
+    shape = (interests.shape[0], k)
+    return interests.new_empty(shape, dtype=torch.float32), interests.new_empty(shape, dtype=torch.int64)
+
+
+if _native.available:
+    _top_k = torch.ops.cmi_fast.top_k.default
+    torch.library.register_fake("cmi_fast::top_k", _fake)

@@ -47,6 +47,15 @@ std::atomic<Level>& chosen() {
 
 }  // namespace
 
+bool cpu_has_vnni() {
+#if defined(__x86_64__)
+  __builtin_cpu_init();
+  return __builtin_cpu_supports("avx512vnni");
+#else
+  return false;
+#endif
+}
+
 Level isa_level() { return chosen().load(std::memory_order_relaxed); }
 
 std::string isa_level_name() { return NAMES[size_t(isa_level())]; }

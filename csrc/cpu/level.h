@@ -30,6 +30,9 @@ enum class Level { baseline, v3, v4, v4_bf16 };
 // The best level of this CPU, unless set_isa_level chose another.
 Level isa_level();
 
+// AVX-512's dot products of 8-bit integers, which CPUs of the levels v4 have or have not.
+bool cpu_has_vnni();
+
 template <class Kernel>
 const Kernel& at_level(std::initializer_list<const Kernel*> levels) {
   return **(levels.begin() + size_t(isa_level()));

@@ -24,6 +24,7 @@ void test_interest_softmax_loss();
 void test_nt_xent_loss();
 void test_soft_assignment_pool();
 void test_threads();
+void test_top_k();
 void test_cuda_nt_xent_loss();
 
 }  // namespace cmi_fast::testing
@@ -40,6 +41,7 @@ int main(int count, char** arguments) {
                 {"nt_xent_loss", test_nt_xent_loss},
                 {"soft_assignment_pool", test_soft_assignment_pool},
                 {"threads", test_threads},
+                {"top_k", test_top_k},
                 {"cuda_nt_xent_loss", test_cuda_nt_xent_loss}};
   for (const auto& suite : suites) {
     if (count > 1 && std::strcmp(arguments[1], suite.name) != 0) continue;

@@ -244,6 +244,21 @@ inline Vector<T, BYTES> sum_lanes(Vector<T, BYTES> v) {
   return reduce_lanes<T, BYTES>(v, [](auto a, auto b) { return a + b; });
 }
 
+// What a comparison of vectors of four-byte numbers came to, a bit for each lane.
+inline uint32_t lanes_set(Vector<int32_t, WIDE> compared) {
+#if defined(__AVX512F__)
+  return _mm512_movepi32_mask((__m512i)compared);
+#elif defined(__AVX2__)
+  return _mm256_movemask_ps((__m256)compared);
+#elif defined(__x86_64__)
+  return _mm_movemask_ps((__m128)compared);
+#else
+  uint32_t lanes = 0;
+  for (int lane = 0; lane < VectorOf<int32_t, WIDE>::LANES; ++lane) lanes |= uint32_t(compared[lane] & 1) << lane;
+  return lanes;
+#endif
+}
+
 template <class V>
 inline V larger(V a, V b) {
   return a > b ? a : b;
