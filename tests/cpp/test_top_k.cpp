@@ -18,7 +18,7 @@ struct TopKCase {
 
   std::string name() const {
     std::string name = "top_k";
-    for (const int64_t size : {users, m, count, d, k, stride}) name += " " + std::to_string(size);
+    for (const int64_t size : {users, m, count, d, k, stride}) name.append(" ").append(std::to_string(size));
     return name + ": ";
   }
 };
