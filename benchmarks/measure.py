@@ -98,7 +98,7 @@ class Report:
         times = {name: values[-rounds:] for name, values in times.items()}  # without the warm-up's
         for name, values in times.items():
             self.rows.append(
-                _row(
+                timed_row(
                     operator,
                     case,
                     name,
@@ -255,7 +255,7 @@ def copy_bandwidth() -> float:
     return 2 * source.nbytes / min(times) / 1e9
 
 
-def _row(
+def timed_row(
     operator: str,
     case: str,
     variant: str,

@@ -148,9 +148,7 @@ def train(
         if data is None or out is None:
             raise InputError("train: expected a log and --out, or --resume")
         run = out
-        named = {"model": model, "optimizer": optimizer, "precision": precision}
-        settings = [f"{key}={value}" for key, value in named.items() if value is not None]
-        loaded = load_config(config, (set_ or []) + settings)
+        loaded = load_config(config, set_ or [], model=model, optimizer=optimizer, precision=precision)
         given = _given(data, where, positive, columns, time_zone, split)
         source = loaded.data.model_copy(update=given) if loaded.data is not None else Source(**given)
         check_output(run, data, overwrite)

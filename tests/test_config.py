@@ -57,6 +57,12 @@ def test_bad_settings(settings: list[str], message: str) -> None:
     assert "\n" not in str(error.value)
 
 
+def test_a_bad_option_is_named_as_it_was_given() -> None:
+    with pytest.raises(InputError, match=r"^--model sine: input should be 'cmi', "):
+        load_config(settings=["model=mind"], model="sine", precision=None)
+    assert load_config(settings=["model=mind", "lr=0.5"], model="cmi", precision=None).model == "cmi"
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

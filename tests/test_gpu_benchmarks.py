@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import gpu_benchmarks
+import gpu_report
 import pytest
 import torch
 from checking import needs_native, needs_triton
@@ -71,16 +71,16 @@ def test_says_that_there_is_no_gpu(command: Sequence[str | Path], message: str) 
     assert message in done.stderr
 
 
-class Stub(gpu_benchmarks.GpuReport):
+class Stub(gpu_report.GpuReport):
     """With times of its own, and no look at the machine."""
 
-    ceilings = gpu_benchmarks.Ceilings(1.0, 1.0, 1.0)
+    ceilings = gpu_report.Ceilings(1.0, 1.0, 1.0)
 
     def __init__(self, time: float = 1.0) -> None:
-        super().__init__(torch.device("cpu"), gpu_benchmarks.REHEARSAL)
+        super().__init__(torch.device("cpu"), gpu_report.REHEARSAL)
         self.time = time
 
-    def seconds(self, run: gpu_benchmarks.Run) -> float:
+    def seconds(self, run: gpu_report.Run) -> float:
         run()
         return self.time
 
@@ -133,7 +133,7 @@ def test_the_kernels_time_is_taken_by_cuda_events(monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(torch.cuda, "Event", Event)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: calls.append("synchronize"))
-    report = gpu_benchmarks.GpuReport(torch.device("cuda"), gpu_benchmarks.REHEARSAL)
+    report = gpu_report.GpuReport(torch.device("cuda"), gpu_report.REHEARSAL)
     run: Callable[[], list[Tensor]] = lambda: calls.append("run") or []  # noqa: E731
     assert report.seconds(run) == 0.25
     assert calls == ["synchronize", "record", "run", "record", "wait"]

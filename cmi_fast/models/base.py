@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Any, NamedTuple
 
 import torch
@@ -18,7 +19,7 @@ class MainLoss(NamedTuple):
     total: Tensor
 
 
-class MultiInterestModel(nn.Module):
+class MultiInterestModel(nn.Module, ABC):
     """K interests from a history of items; the score of an item is its largest inner product with one of them.
 
     Args:
@@ -42,14 +43,14 @@ class MultiInterestModel(nn.Module):
         """The vectors that items are ranked by: [*rows.shape, d], all V without ``rows``."""
         return self.items if rows is None else F.embedding(rows, self.items)
 
+    @abstractmethod
     def forward(self, history: Tensor, lengths: Tensor) -> Tensor:
         """Retrieval vectors [B, K, d] of ``history`` [B, L] (item rows) with ``lengths`` [B]."""
-        raise NotImplementedError
 
+    @abstractmethod
     def loss(self, history: Tensor, lengths: Tensor, views: Tensor, positives: Tensor, negatives: Tensor) -> Any:
         """A named tuple of scalars, the objective ``total`` first: ``history`` [B, L], ``lengths`` [B], two views of
         the histories, bool [2, B, L], the next items ``positives`` [B] and ``negatives`` [B]."""
-        raise NotImplementedError
 
     def project(self) -> None:
         """Called before every step of training: bring the weights back to where the model wants them."""

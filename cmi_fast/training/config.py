@@ -97,8 +97,9 @@ class Config(pydantic.BaseModel):
         return tomli_w.dumps(self.model_dump(exclude_none=True))
 
 
-def load_config(path: Path | None = None, settings: Sequence[str] = ()) -> Config:
-    """Defaults, overridden by the TOML file ``path``, overridden by ``settings`` (``"key=value"``).
+def load_config(path: Path | None = None, settings: Sequence[str] = (), **options: str | None) -> Config:
+    """Defaults, overridden by the TOML file ``path``, by ``settings`` (``"key=value"``), and by ``options``, those of
+    the command line that have a name of their own; None stands for one that was not given.
 
     Raises:
         InputError: the file cannot be read, a key is unknown or a value out of range; the message names which.
@@ -114,7 +115,11 @@ def load_config(path: Path | None = None, settings: Sequence[str] = ()) -> Confi
         if key.strip() == "data":
             raise InputError("--set data: the log is an argument of its own, its filter is --where")
         values[key.strip()] = _parse(text.strip())
-    return _validate(values, "--set")
+    config = _validate(values, "--set")
+    for name, value in options.items():
+        if value is not None:
+            config = _validate({**config.model_dump(), name: value}, f"--{name}")
+    return config
 
 
 def make_config(**settings: Any) -> Config:
@@ -150,4 +155,5 @@ def _validate(values: dict[str, Any], source: str) -> Config:
         if first["type"] == "extra_forbidden":
             raise InputError(f"{source}: unknown key {key!r}; known keys: {', '.join(Config.model_fields)}") from None
         message = first["msg"][0].lower() + first["msg"][1:]
-        raise InputError(f"{source}: {key} = {first['input']!r}: {message}") from None
+        found = f"{source} {first['input']}" if source == f"--{key}" else f"{source}: {key} = {first['input']!r}"
+        raise InputError(f"{found}: {message}") from None

@@ -18,11 +18,7 @@ using OptionalTensor = std::optional<Tensor>;
 
 template <class T>
 const CapsuleRoutingKernelPair<T>& kernels() {
-  const CapsuleRoutingKernels& kernels = CMI_FAST_KERNEL(CapsuleRoutingKernels, capsule_routing);
-  if constexpr (std::is_same_v<T, float>)
-    return kernels.float32;
-  else
-    return kernels.float64;
+  return of_type<T>(CMI_FAST_KERNEL(CapsuleRoutingKernels, capsule_routing));
 }
 
 struct Arguments {

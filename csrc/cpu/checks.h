@@ -3,8 +3,6 @@
 #pragma once
 
 #include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-#include <torch/headeronly/core/ScalarType.h>
 #include <torch/headeronly/util/Exception.h>
 
 #include <cmath>
@@ -13,11 +11,9 @@
 #include "cpu/kernels/element.h"
 #include "cpu/kernels/half.h"
 #include "cpu/kernels/sequences.h"
+#include "tensors.h"
 
 namespace cmi_fast {
-
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
 
 template <class T>
 inline constexpr ScalarType SCALAR_TYPE = ScalarType::Undefined;
@@ -45,16 +41,6 @@ auto dispatch(const Tensor& tensor, const char* name, const Run& run) {
     default:
       STD_TORCH_CHECK(false, name, " must be float32, float64, bfloat16 or float16");
   }
-}
-
-template <class T>
-const T* data(const Tensor& tensor) {
-  return static_cast<const T*>(tensor.const_data_ptr());
-}
-
-template <class T>
-T* mutable_data(const Tensor& tensor) {
-  return static_cast<T*>(tensor.mutable_data_ptr());
 }
 
 // What the tensor's elements are to a kernel that computes in T.

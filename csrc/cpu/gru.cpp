@@ -21,15 +21,6 @@ namespace {
 
 using OptionalTensor = std::optional<Tensor>;
 
-template <class T>
-const GruKernel<T>& kernel() {
-  const GruKernels& kernels = CMI_FAST_KERNEL(GruKernels, gru);
-  if constexpr (std::is_same_v<T, float>)
-    return kernels.float32;
-  else
-    return kernels.float64;
-}
-
 // Parameters as torch.nn.GRU has them; items are [B, L, d] or [T, d].
 struct Arguments {
   Tensor items, weight_ih, weight_hh;
@@ -39,7 +30,7 @@ struct Arguments {
 // The arguments of one call, checked and contiguous, with what threads share. T is what is computed in.
 template <class T>
 struct Call {
-  const GruKernel<T>& kernel = cmi_fast::kernel<T>();
+  const GruKernel<T>& kernel = of_type<T>(CMI_FAST_KERNEL(GruKernels, gru));
   Tensor items, index, packed;
   std::optional<GruBlocks> blocks;
   Gru<T> problem;

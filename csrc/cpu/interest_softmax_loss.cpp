@@ -25,15 +25,6 @@ namespace {
 constexpr int64_t MAX_PARTS = 64;
 constexpr int64_t MAX_INTERESTS = 256;  // what a byte tells apart
 
-template <class T>
-const InterestSoftmaxLossKernel<T>& kernel() {
-  const InterestSoftmaxLossKernels& kernels = CMI_FAST_KERNEL(InterestSoftmaxLossKernels, interest_softmax_loss);
-  if constexpr (std::is_same_v<T, float>)
-    return kernels.float32;
-  else
-    return kernels.float64;
-}
-
 enum class Pass { forward, backward };
 
 // The tensors of the schema, as they come.
@@ -61,7 +52,8 @@ struct Saved {
 // The arguments of one call, checked and contiguous, with the buffers that its passes share.
 template <class T>
 struct Call {
-  const InterestSoftmaxLossKernel<T>& kernel = cmi_fast::kernel<T>();
+  const InterestSoftmaxLossKernel<T>& kernel =
+      of_type<T>(CMI_FAST_KERNEL(InterestSoftmaxLossKernels, interest_softmax_loss));
   std::vector<Tensor> owned;  // what the problem points into
   typename InterestSoftmaxLossKernel<T>::Sizes sizes;
   InterestSoftmaxLoss<T> problem{};

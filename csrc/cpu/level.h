@@ -4,6 +4,9 @@
 #include <cstddef>
 #include <initializer_list>
 #include <string>
+#include <type_traits>
+
+#include "cpu/kernels/half.h"
 
 namespace cmi_fast {
 
@@ -36,6 +39,19 @@ bool cpu_has_vnni();
 template <class Kernel>
 const Kernel& at_level(std::initializer_list<const Kernel*> levels) {
   return **(levels.begin() + size_t(isa_level()));
+}
+
+// Of an operator's kernels at one level, that for T.
+template <class T, class Kernels>
+const auto& of_type(const Kernels& kernels) {
+  if constexpr (std::is_same_v<T, float>)
+    return kernels.float32;
+  else if constexpr (std::is_same_v<T, double>)
+    return kernels.float64;
+  else if constexpr (std::is_same_v<T, BFloat16>)
+    return kernels.bfloat16;
+  else
+    return kernels.float16;
 }
 
 // What Python sees: the names, as CMI_FAST_ISA takes them; a name that this CPU cannot run is an error.

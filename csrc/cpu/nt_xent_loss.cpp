@@ -19,19 +19,6 @@ namespace {
 // Sums of e^(s - 1/t) in the inputs' precision stay normal numbers from here on; below, anchors need a running maximum.
 constexpr double SHARED_SHIFT_TEMPERATURE = 0.025;
 
-template <class T>
-const NtXentLossKernel<T>& kernel() {
-  const NtXentLossKernels& kernels = CMI_FAST_KERNEL(NtXentLossKernels, nt_xent_loss);
-  if constexpr (std::is_same_v<T, float>)
-    return kernels.float32;
-  else if constexpr (std::is_same_v<T, double>)
-    return kernels.float64;
-  else if constexpr (std::is_same_v<T, BFloat16>)
-    return kernels.bfloat16;
-  else
-    return kernels.float16;
-}
-
 // The options of the schema, as they come.
 struct Options {
   double temperature;
@@ -44,7 +31,7 @@ struct Options {
 template <class T>
 struct Call {
   using C = Compute<T>;
-  const NtXentLossKernel<T>& kernel = cmi_fast::kernel<T>();
+  const NtXentLossKernel<T>& kernel = of_type<T>(CMI_FAST_KERNEL(NtXentLossKernels, nt_xent_loss));
   Tensor first, second, memory;
   typename NtXentLossKernel<T>::Sizes sizes;
   NtXentLoss<T> problem;

@@ -16,15 +16,6 @@ namespace {
 
 using OptionalTensor = std::optional<Tensor>;
 
-template <class T>
-const SelfAttentivePoolKernel<T>& kernel() {
-  const SelfAttentivePoolKernels& kernels = CMI_FAST_KERNEL(SelfAttentivePoolKernels, self_attentive_pool);
-  if constexpr (std::is_same_v<T, float>)
-    return kernels.float32;
-  else
-    return kernels.float64;
-}
-
 struct Arguments {
   Tensor items, weight, queries;
   OptionalTensor bias, positions, lengths, offsets;
@@ -34,7 +25,7 @@ struct Arguments {
 // type, and the items' unless that is a half type.
 template <class T>
 struct Call {
-  const SelfAttentivePoolKernel<T>& kernel = cmi_fast::kernel<T>();
+  const SelfAttentivePoolKernel<T>& kernel = of_type<T>(CMI_FAST_KERNEL(SelfAttentivePoolKernels, self_attentive_pool));
   Tensor items, weight, queries, packed;
   OptionalTensor bias, positions;
   ReadSequences read;

@@ -21,24 +21,6 @@ namespace {
 
 using OptionalTensor = std::optional<Tensor>;
 
-template <class T>
-const SoftAssignmentPoolKernel<T>& kernel() {
-  const SoftAssignmentPoolKernels& kernels = CMI_FAST_KERNEL(SoftAssignmentPoolKernels, soft_assignment_pool);
-  if constexpr (std::is_same_v<T, float>)
-    return kernels.float32;
-  else
-    return kernels.float64;
-}
-
-template <class T>
-void run_table_gradient(const TableGradient<T>& gradient, int64_t begin, int64_t end) {
-  const TableGradientKernels& kernels = CMI_FAST_KERNEL(TableGradientKernels, table_gradient);
-  if constexpr (std::is_same_v<T, float>)
-    kernels.float32(gradient, begin, end);
-  else
-    kernels.float64(gradient, begin, end);
-}
-
 // Ids [B, L] or [T] and views [V, B, L] or [V, T] are given or not; items are [B, L, d] or [T, d], or the table.
 struct Arguments {
   Tensor items, categories;
@@ -50,7 +32,8 @@ struct Arguments {
 // The arguments of one call, checked and contiguous, with what threads share. T is what is computed in.
 template <class T>
 struct Call {
-  const SoftAssignmentPoolKernel<T>& kernel = cmi_fast::kernel<T>();
+  const SoftAssignmentPoolKernel<T>& kernel =
+      of_type<T>(CMI_FAST_KERNEL(SoftAssignmentPoolKernels, soft_assignment_pool));
   Tensor items, categories, index, ids, views, packed;
   bool has_views;  // though there may be no rows, and no pointer to any
   SoftAssignmentPool<T> problem;
@@ -226,12 +209,12 @@ void sum_into_table(const T* rows, const SharedRows& shared, const Tensor& table
   const TableGradient<T> gradient{
       shared.readers.data(),    shared.end.data(), rows, table.size(1), {table.mutable_data_ptr(), element<T>(table)},
       worth_streaming<T>(table)};
+  const auto run = of_type<T>(CMI_FAST_KERNEL(TableGradientKernels, table_gradient));
   constexpr int64_t PART = 1024;  // rows of the table
   const int64_t count = table.size(0), parts = (count + PART - 1) / PART;
   const int64_t workers = std::min<int64_t>(parts, torch::stable::get_num_threads());
-  for_each_part(parts, workers, TorchThreads{}, [&](int64_t part, int64_t) {
-    run_table_gradient(gradient, part * PART, std::min(count, (part + 1) * PART));
-  });
+  for_each_part(parts, workers, TorchThreads{},
+                [&](int64_t part, int64_t) { run(gradient, part * PART, std::min(count, (part + 1) * PART)); });
 }
 
 // Calls run(T()) for the type T that these items are computed in.

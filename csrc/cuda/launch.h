@@ -5,28 +5,14 @@
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-#include <torch/headeronly/core/ScalarType.h>
 #include <torch/headeronly/util/Exception.h>
 
 #include <optional>
 
 #include "cuda/kernels/tile.h"
+#include "tensors.h"
 
 namespace cmi_fast::cuda {
-
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
-
-template <class T>
-const T* data(const Tensor& tensor) {
-  return static_cast<const T*>(tensor.const_data_ptr());
-}
-
-template <class T>
-T* mutable_data(const Tensor& tensor) {
-  return static_cast<T*>(tensor.mutable_data_ptr());
-}
 
 // Calls run(T()) for the type T of the tensor's elements.
 template <class Run>
