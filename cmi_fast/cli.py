@@ -1,4 +1,4 @@
-"""The command line: ``cmi-fast info | simulate | stats | train | evaluate | recommend | export``."""
+"""The command line: ``cmi-fast info | simulate | stats | train | compare | evaluate | recommend | export``."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ UsageError: Any = typer.BadParameter.__base__  # of click, which newer typers ca
 
 if TYPE_CHECKING:
     from cmi_fast.data import Interactions
+    from cmi_fast.training.config import Config, Source
 
 app = typer.Typer(
     help="Fast, exact multi-interest recommendation.",
@@ -52,6 +53,7 @@ NAMES = {
     "mind": "MIND",
     "octopus": "Octopus",
     "item_knn": "ItemKNN",
+    "item_knn_recent": "ItemKNN + recent popularity",
     "recent_popularity": "Recent popularity",
     "popularity": "Popularity",
 }
@@ -127,10 +129,14 @@ def train(
     ] = None,
     overwrite: Annotated[bool, typer.Option(help="Write into a folder that is not empty.")] = False,
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
+    rolling: Annotated[str | None, typer.Option(help="Test days FIRST:LAST, each in turn; OUT/DAY-SEED each.")] = None,
+    seeds: Annotated[int, typer.Option(help="With --rolling: this many seeds a day.")] = 1,
+    no_test: Annotated[bool, typer.Option("--no-test", help="Leave the test day out: to search settings.")] = False,
 ) -> None:
     """Train on all but the last two days, choose the epoch on the last but one, test on the last (or --split)."""
     from cmi_fast.display import display
     from cmi_fast.run import check_output, resume_run, train_run
+    from cmi_fast.training.checkpoint import Evaluation
     from cmi_fast.training.config import Source, load_config
 
     def on_read(interactions: Interactions) -> None:
@@ -139,7 +145,8 @@ def train(
     run: Path
     if resume is not None:
         others = (data, out, model, optimizer, precision, config, set_, where, positive, columns, time_zone, split)
-        if any(x is not None for x in (*others, item_categories)) or overwrite or device != "cpu":
+        flags = overwrite or no_test or device != "cpu" or seeds != 1
+        if any(x is not None for x in (*others, item_categories, rolling)) or flags:
             raise InputError("--resume: expected no other arguments, as the training goes on with those it began with")
         run = resume
         with _resumable(run), display() as progress:
@@ -151,6 +158,12 @@ def train(
         loaded = load_config(config, set_ or [], model=model, optimizer=optimizer, precision=precision)
         given = _given(data, where, positive, columns, time_zone, split)
         source = loaded.data.model_copy(update=given) if loaded.data is not None else Source(**given)
+        if rolling is not None:
+            if overwrite or item_categories is not None:
+                raise InputError("--rolling: expected neither --overwrite nor --item-categories beside it")
+            return _train_rolling(source, run, loaded, rolling, seeds, not no_test, device)
+        if seeds != 1:
+            raise InputError("--seeds: expected --rolling beside it")
         check_output(run, data, overwrite)
         with _resumable(run), display() as progress:
             metrics = train_run(
@@ -159,11 +172,61 @@ def train(
                 loaded,
                 device=device,
                 item_categories=item_categories,
+                evaluation=Evaluation(test=not no_test),
                 on_read=on_read,
                 progress=progress,
             )
     _print_metrics(metrics)
     print(f"\n{run}: config.toml, model.safetensors, items.parquet, users.parquet, metrics.json")
+
+
+def _train_rolling(
+    source: Source, folder: Path, config: Config, rolling: str, seeds: int, test: bool, device: str
+) -> None:
+    from cmi_fast.display import display
+    from cmi_fast.rolling import Days, train_rolling
+
+    try:
+        with display() as progress:
+            days, say = Days.parse(rolling), progress.bar.console.print
+            train_rolling(source, folder, config, days, seeds, test=test, device=device, on_run=say, progress=progress)
+    except KeyboardInterrupt:
+        print("cmi-fast: interrupted; to continue, repeat the command", file=sys.stderr)
+        raise typer.Exit(130) from None
+    _print_comparison(folder, None)
+
+
+@app.command()
+def compare(
+    run_a: Annotated[Path, typer.Argument(help="The folder of a train --rolling.", show_default=False)],
+    run_b: Annotated[Path | None, typer.Argument(help="Another one, of the same log.", show_default=False)] = None,
+) -> None:
+    """Differences between two rolling tests, and to the baselines, with 95 % intervals over users."""
+    _print_comparison(run_a, run_b)
+
+
+def _print_comparison(folder_a: Path, folder_b: Path | None) -> None:
+    """The tables of ``compare``; without ``folder_b``, the baselines alone."""
+    from cmi_fast.rolling import Rolling, differences
+
+    a = Rolling.read(folder_a)
+    systems = sorted(a.frame["system"].unique(), key=list(NAMES).index)
+    others = {NAMES[name]: a.of(name) for name in systems if name != a.model}
+    if folder_b is not None:
+        b = Rolling.read(folder_b)
+        if a.part != b.part:
+            raise InputError(f"compare: {folder_a} has metrics of {a.part} days, {folder_b} of {b.part} days")
+        others = {str(folder_b): b.of(b.model), **others}
+    frame, days = a.of(a.model), a.by_seed["day"].unique().sort().to_list()
+    print(f"\na = {folder_a}: {NAMES[a.model]}, {frame['user_id'].n_unique():,} users, {len(frame):,} users and days")
+    seeds = len(a.by_seed) // len(days)
+    print(f"{a.part} metrics, test days {days}, mean over {seeds} seeds; 95 % intervals over users")
+    for name, other in others.items():
+        rows = [["", "a", "b", "a - b", "from", "to"]]
+        for metric, found in differences(frame, other).items():
+            values = (found.mean_a, found.mean_b, found.difference, found.low, found.high)
+            rows.append([metric, *(f"{value:.4f}" for value in values)])
+        print(f"\nb = {name}\n{text_table(rows)}")
 
 
 @app.command()
@@ -278,7 +341,8 @@ def _print_notes(notes: tuple[str, ...]) -> None:
 
 def _print_metrics(metrics: dict[str, Any]) -> None:
     systems = {metrics["model"]: metrics, **metrics["baselines"]}
-    for day, columns in itertools.product(("valid", "test"), TABLES):
+    parts = [part for part in ("valid", "test") if part in metrics]
+    for day, columns in itertools.product(parts, TABLES):
         rows = [[day, *columns]]
         for name, result in sorted(systems.items(), key=lambda item: list(NAMES).index(item[0])):
             rows.append([NAMES[name], *(f"{result[day][column.lower()]:.4f}" for column in columns)])

@@ -42,13 +42,18 @@ class Ranker:
 
     def evaluate(self, task: EvaluationTask, rows: NDArray[np.int64]) -> dict[str, float]:
         """Metrics of ``task``; ``rows`` is the model's row of each item row of the task's log (:meth:`encode`)."""
+        return task.evaluate(self.rank_task(task, rows))
+
+    def rank_task(self, task: EvaluationTask, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The task's item rows [E, 50] for each of its users, best first, -1 where a list has ended."""
         shared = (rows >= 0) & task.catalogue
         candidates = np.zeros(len(self.item_ids), dtype=bool)
         candidates[rows[shared]] = True
         _, ranked = self.rank(translate(task.history, rows), max(CUTOFFS), candidates)
         back = np.full(len(self.item_ids) + 1, -1)  # its last entry stands for the -1 of an ended list
         back[rows[shared]] = np.flatnonzero(shared)
-        return task.evaluate(back[ranked])
+        ranked_items: NDArray[np.int64] = back[ranked]
+        return ranked_items
 
     @torch.no_grad()
     def interests(self, histories: Histories) -> torch.Tensor:

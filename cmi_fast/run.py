@@ -19,10 +19,19 @@ from cmi_fast.data.ids import read_user_ids, rows_of
 from cmi_fast.errors import InputError
 from cmi_fast.evaluation import POLICY, EvaluationTask, evaluate_baselines
 from cmi_fast.evaluation.categories import category_agreement, read_item_categories
+from cmi_fast.evaluation.users import USER_METRICS, write_user_metrics
 from cmi_fast.models import CMI
 from cmi_fast.ranking import USERS_AT_ONCE, Ranker, translate, write_users
 from cmi_fast.retrieval.export import export_index, load_faiss
-from cmi_fast.training.checkpoint import Done, State, Tensors, fingerprint, read_checkpoint, write_checkpoint
+from cmi_fast.training.checkpoint import (
+    Done,
+    Evaluation,
+    State,
+    Tensors,
+    fingerprint,
+    read_checkpoint,
+    write_checkpoint,
+)
 from cmi_fast.training.config import Config, Source, file_name, file_of
 from cmi_fast.training.trainer import (
     Keeper,
@@ -60,16 +69,20 @@ def train_run(
     *,
     device: str = "cpu",
     item_categories: Path | None = None,
+    evaluation: Evaluation | None = None,
     on_read: Callable[[Interactions], None] = lambda interactions: None,
     progress: Progress | None = None,
     checkpoint: tuple[State, Tensors] | None = None,
 ) -> Metrics:
     """Read, split, train, evaluate beside the baselines; leave everything in ``run`` and return its metrics.
 
+    ``evaluation`` says what is evaluated when training is done: test part and baselines, unless told otherwise.
+
     The folder appears when training begins: nothing is written for input that cannot be used. From then on
     :func:`resume_run` can continue, until the metrics are written.
     """
     progress = progress or Progress()
+    evaluation = evaluation or Evaluation()
     target = parse_device(device)
     if run.is_dir():
         remove_leftovers(run)
@@ -91,6 +104,7 @@ def train_run(
         config=config,
         device=device,
         item_categories=None if item_categories is None else str(item_categories.resolve()),
+        evaluation=evaluation,
         plays=fingerprint(plays),
         done=Done(),
     )
@@ -110,11 +124,15 @@ def train_run(
     )
     best = best_epoch(epochs)
     progress.phase("evaluating")
+    tasks = [valid, test] if evaluation.test else [valid]
+    if evaluation.users:
+        lists = [(config.model, task, ranker.rank_task(task, rows)) for task in tasks]
+        write_user_metrics(run / USER_METRICS, interactions.user_ids, lists)
     metrics: Metrics = {
         "model": config.model,
         "valid": best.valid,
-        "test": ranker.evaluate(test, rows),
-        "baselines": evaluate_baselines(split, valid, test),
+        **({"test": ranker.evaluate(test, rows)} if evaluation.test else {}),
+        "baselines": evaluate_baselines(split, *tasks) if evaluation.baselines else {},
         "policy": POLICY,
         "best_epoch": best.number,
         "epochs": [asdict(epoch) for epoch in epochs],
@@ -149,6 +167,7 @@ def resume_run(
         state.config,
         device=state.device,
         item_categories=None if state.item_categories is None else Path(state.item_categories),
+        evaluation=state.evaluation,
         on_read=on_read,
         progress=progress,
         checkpoint=(state, tensors),
@@ -185,7 +204,7 @@ class _Folder(Keeper):
     def _begin(self) -> None:
         """Everything but the weights; what an earlier run left goes, as it would describe other weights."""
         self._run.mkdir(parents=True, exist_ok=True)
-        for name in ("metrics.json", CHECKPOINT):
+        for name in ("metrics.json", USER_METRICS, CHECKPOINT):
             (self._run / name).unlink(missing_ok=True)
         histories = translate(self._interactions.histories(), self._rows)
         write_users(self._run / "users.parquet", self._interactions.user_ids, histories)

@@ -9,8 +9,14 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 
-NAMES = {"cmi": "CMI", "item_knn": "ItemKNN", "recent_popularity": "Recent popularity", "popularity": "Popularity"}
-COLORS = {"cmi": "#1f6feb", "item_knn": "#d97706", "recent_popularity": "#6b7280", "popularity": "#9ca3af"}
+NAMES = {
+    "cmi": "CMI",
+    "item_knn": "ItemKNN",
+    "item_knn_recent": "ItemKNN + recent popularity",
+    "recent_popularity": "Recent popularity",
+    "popularity": "Popularity",
+}
+COLORS = dict(zip(NAMES, ("#1f6feb", "#d97706", "#b91c1c", "#6b7280", "#9ca3af"), strict=True))
 
 
 def learning_curve(axes: Axes, metrics: dict) -> None:
@@ -30,9 +36,9 @@ def test_bars(axes: Axes, metrics: dict) -> None:
     cutoffs = (10, 20, 50)
     for place, name in enumerate(NAMES):
         values = [systems[name]["test"][f"recall@{k}"] for k in cutoffs]
-        bars = axes.bar([x + 0.2 * place for x in range(3)], values, 0.19, label=NAMES[name], color=COLORS[name])
+        bars = axes.bar([x + 0.16 * place for x in range(3)], values, 0.15, label=NAMES[name], color=COLORS[name])
         axes.bar_label(bars, [f"{value:.3f}".lstrip("0") for value in values], fontsize=7)
-    axes.set(title="Test day", xticks=[x + 0.3 for x in range(3)], xticklabels=[f"Recall@{k}" for k in cutoffs])
+    axes.set(title="Test day", xticks=[x + 0.32 for x in range(3)], xticklabels=[f"Recall@{k}" for k in cutoffs])
     axes.legend(frameon=False)
 
 

@@ -10,7 +10,7 @@ from implicit.nearest_neighbours import CosineRecommender
 from cmi_fast.data.interactions import Interactions
 from cmi_fast.data.split import Split
 from cmi_fast.evaluation import POLICY, EvaluationTask, baselines, evaluate_baselines
-from cmi_fast.evaluation.baselines import ItemKNN, Popularity, binary_matrix, cosine_similarity
+from cmi_fast.evaluation.baselines import ItemKNN, Popularity, RecentItemKNN, binary_matrix, cosine_similarity
 from cmi_fast.evaluation.task import popularity_order
 
 
@@ -164,7 +164,8 @@ def test_neighbours_are_chosen_on_the_valid_day(split, tasks, monkeypatch):
 
 def test_evaluate_baselines_reports_every_line(split, tasks, recwarn, capfd):
     results = evaluate_baselines(split, *tasks)
-    assert list(results) == ["item_knn", "popularity", "recent_popularity"]
+    assert list(results) == ["item_knn", "item_knn_recent", "popularity", "recent_popularity"]
+    assert results["item_knn_recent"]["neighbours"] == results["item_knn"]["neighbours"]
     assert results["item_knn"]["neighbours"] in (50, 100, 200, 500, "all")
     for name, model in (("popularity", popularity_order(split)), ("recent_popularity", tasks[0].popular)):
         for task in tasks:
@@ -172,6 +173,26 @@ def test_evaluate_baselines_reports_every_line(split, tasks, recwarn, capfd):
     assert json.loads(json.dumps(results)) == results
     assert not recwarn.list
     assert capfd.readouterr() == ("", "")
+
+
+def test_item_knn_with_recent_popularity_equals_the_dense_formula(split, tasks):
+    valid, test = tasks
+    item_knn = ItemKNN(cosine_similarity(binary_matrix(split.train, split.num_items), None), None)
+    recent = np.zeros(split.num_items)
+    for item, day in zip(split.interactions.items, split.interactions.days, strict=True):
+        recent[item] += 3 <= day < 6
+    recalls = {}
+    for weight in baselines.POPULARITY_WEIGHTS:
+        model = RecentItemKNN(item_knn, recent / recent.max(), weight)
+        ranked = model.rank(test)
+        scores = dense_item_knn(split, test) + weight * recent / recent.max()
+        rows = np.arange(len(ranked))[:, None]
+        np.testing.assert_allclose(scores[rows, ranked], -np.sort(-scores, axis=1)[:, :50], atol=1e-9)
+        recalls[weight] = valid.evaluate(model.rank(valid))["recall@50"]
+    assert len(set(recalls.values())) > 1
+    fitted = RecentItemKNN.fit(split, valid, item_knn)
+    assert fitted.weight == max(recalls, key=recalls.get)
+    np.testing.assert_array_equal(fitted.recent, recent / recent.max())
 
 
 def test_users_without_history_get_recent_popularity(tasks):

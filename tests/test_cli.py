@@ -49,7 +49,7 @@ def test_train_leaves_a_complete_run(trained: Path) -> None:
         for day in ("valid", "test"):
             assert set(system[day]) == keys
             assert all(0 <= value <= 1 for value in system[day].values())
-    assert set(metrics["baselines"]) == {"item_knn", "popularity", "recent_popularity"}
+    assert set(metrics["baselines"]) == {"item_knn", "item_knn_recent", "popularity", "recent_popularity"}
     assert metrics["policy"]["history"].startswith("all plays before")
     assert 0 <= metrics["categories"]["nmi"] <= 1
     assert len(metrics["epochs"]) == 2

@@ -7,7 +7,7 @@ import pytest
 from sklearn.metrics import ndcg_score
 
 from cmi_fast.data.histories import Histories
-from cmi_fast.evaluation import coverage, ranking_metrics
+from cmi_fast.evaluation import coverage, ranking_metrics, user_metrics
 
 
 def lists_and_targets(seed, users=60, items=80, length=50):
@@ -43,6 +43,14 @@ def test_equals_a_literal_loop(seed):
     ranked, targets = lists_and_targets(seed)
     cutoffs = (1, 10, 20, 50)
     assert ranking_metrics(ranked, targets, cutoffs) == pytest.approx(literal(ranked, targets, cutoffs), abs=1e-12)
+
+
+def test_each_user_has_the_metrics_of_a_log_of_one():
+    ranked, targets = lists_and_targets(2)
+    each = user_metrics(ranked, targets)
+    for user in range(len(ranked)):
+        alone = literal(ranked[user : user + 1], targets.select(np.array([user])), (10, 20, 50))
+        assert {name: values[user] for name, values in each.items()} == pytest.approx(alone, abs=1e-12)
 
 
 def test_equals_trec_eval():

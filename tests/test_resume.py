@@ -128,11 +128,11 @@ def test_interrupted_twice_with_early_stopping(log: Path, tmp_path: Path) -> Non
     assert_same(run, tmp_path / "whole")
 
 
-@pytest.mark.parametrize("setting", ["optimizer=lazy-adam", "precision=bf16"])
+@pytest.mark.parametrize("setting", ["optimizer=lazy-adam", "precision=bf16", "average_epochs=2"])
 @pytest.mark.usefixtures("checkpoint_every_step")
 def test_resumed_with_another_optimiser_or_precision(log: Path, tmp_path: Path, setting: str) -> None:
     train_run(log, tmp_path / "whole", config(setting))
-    interrupt(log, tmp_path / "run", 2, 4, setting)
+    interrupt(log, tmp_path / "run", 3, 4, setting)
     resume_run(tmp_path / "run")
     assert_same(tmp_path / "run", tmp_path / "whole")
 

@@ -16,8 +16,10 @@ from cmi_fast.data.simulate import simulate
 from cmi_fast.errors import InputError
 from cmi_fast.ranking import Ranker
 from cmi_fast.run import train_run
+from cmi_fast.training.checkpoint import Tensors
 from cmi_fast.training.config import Config, load_config
 from cmi_fast.training.trainer import (
+    InMemory,
     Keeper,
     Progress,
     best_epoch,
@@ -65,6 +67,32 @@ def test_stops_after_patience_with_the_best_weights() -> None:
 def test_runs_all_epochs_while_it_improves() -> None:
     config = load_config(settings=[*SMALL, "patience=1", "epochs=3"])
     assert run_with([0.1, 0.2, 0.3], config)[:3] == (3, 3, [1, 2, 3])
+
+
+@pytest.mark.parametrize(("count", "best"), [(2, 3), (3, 2), (10, 3)])
+def test_the_mean_of_the_last_epochs_is_judged_and_kept(count: int, best: int) -> None:
+    """What is judged are means of the epochs' own weights, which training itself goes on from as without averaging."""
+
+    def train_with(settings: list[str], scores: list[float]) -> tuple[list[Tensors], Tensors]:
+        config = load_config(settings=[*SMALL, "epochs=4", *settings])
+        model = build_model(config, 40, candidate_frequency(PLAYS, 40))
+        judged: list[Tensors] = []
+
+        def evaluate() -> dict[str, float]:
+            judged.append({name: value.clone() for name, value in model.state_dict().items()})
+            return {"recall@50": scores[len(judged) - 1]}
+
+        train(model, PLAYS, config, evaluate, InMemory(model), Progress())
+        return judged, model.state_dict()
+
+    scores = [0.1 * (number == best) for number in range(1, 5)]
+    own, _ = train_with([], scores)
+    judged, final = train_with([f"average_epochs={count}"], scores)
+    for number in range(4):
+        window = own[max(0, number + 1 - count) : number + 1]
+        for name, value in judged[number].items():
+            torch.testing.assert_close(value, torch.stack([weights[name] for weights in window]).mean(0))
+    assert all(torch.equal(final[name], value) for name, value in judged[best - 1].items())
 
 
 def test_candidate_frequency() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from cmi_fast.evaluation.baselines import evaluate_baselines
-from cmi_fast.evaluation.metrics import CUTOFFS, coverage, ranking_metrics
+from cmi_fast.evaluation.metrics import CUTOFFS, coverage, ranking_metrics, user_metrics
 from cmi_fast.evaluation.paired import PairedDifference, paired_bootstrap
 from cmi_fast.evaluation.task import POLICY, EvaluationTask
 
@@ -16,4 +16,5 @@ __all__ = [
     "evaluate_baselines",
     "paired_bootstrap",
     "ranking_metrics",
+    "user_metrics",
 ]

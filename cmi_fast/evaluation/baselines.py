@@ -1,4 +1,4 @@
-"""Popularity and ItemKNN: the lines that every model is read against.
+"""Popularity, ItemKNN and both together: the lines that every model is read against.
 
 All are fitted on the training days and rank under the policy of :mod:`cmi_fast.evaluation.task`.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -20,14 +20,20 @@ from scipy.sparse import csr_matrix
 from cmi_fast.data.histories import Histories
 from cmi_fast.data.split import Split
 from cmi_fast.evaluation.metrics import CUTOFFS
-from cmi_fast.evaluation.task import EvaluationTask, popularity_order
+from cmi_fast.evaluation.task import RECENT_DAYS, EvaluationTask, popularity_order
 from cmi_fast.reference.largest import largest
 
 LIST_LENGTH = max(CUTOFFS)
 NEIGHBOURS = (50, 100, 200, 500)
+POPULARITY_WEIGHTS = (0.01, 0.03, 0.1, 0.3, 1.0)
 # Pairs of items that share a user, over all users: beyond this, all neighbours take gigabytes and minutes.
 MOST_PAIRS = 100_000_000
 SCORE_BLOCK = 4_000_000  # scores held at a time: 32 MB in float64
+
+
+class Baseline(Protocol):
+    def rank(self, task: EvaluationTask) -> NDArray[np.int64]:
+        """Item rows [E, 50], best first, -1 where a list has ended."""
 
 
 @dataclass(frozen=True)
@@ -80,20 +86,59 @@ class ItemKNN:
         return max(candidates, key=lambda model: valid.evaluate(model.rank(valid))[f"recall@{LIST_LENGTH}"])
 
 
-def evaluate_baselines(split: Split, valid: EvaluationTask, test: EvaluationTask) -> dict[str, dict[str, Any]]:
-    """``{"item_knn": {"valid": metrics, "test": metrics, "neighbours": K or "all"}, "popularity": {...},
-    "recent_popularity": {...}}`` with the metrics of :func:`ranking_metrics`."""
+@dataclass(frozen=True)
+class RecentItemKNN:
+    """ItemKNN's score plus ``weight`` times the item's plays on the last training days, as a share of the most played
+    item's (``recent`` [V]): taste, and what is in fashion."""
+
+    item_knn: ItemKNN
+    recent: NDArray[np.float64]
+    weight: float
+
+    def rank(self, task: EvaluationTask) -> NDArray[np.int64]:
+        """Item rows [E, 50], best first, -1 where a list has ended."""
+        history = binary_matrix(task.history, len(task.catalogue))
+        similarity = self.item_knn.similarity[:, task.popular]
+        added = self.weight * self.recent[task.popular]
+        return _rank(task, task.popular, lambda users: (history[users] @ similarity).toarray() + added)
+
+    @classmethod
+    def fit(cls, split: Split, valid: EvaluationTask, item_knn: ItemKNN) -> RecentItemKNN:
+        """The weight of best Recall@50 on ``valid``, the smaller where equal."""
+        recent = split.train_days >= split.training_end - RECENT_DAYS
+        plays = np.bincount(split.train.items[recent], minlength=split.num_items)
+        share = plays / max(1, plays.max())
+        candidates = (cls(item_knn, share, weight) for weight in POPULARITY_WEIGHTS)
+        return max(candidates, key=lambda model: valid.evaluate(model.rank(valid))[f"recall@{LIST_LENGTH}"])
+
+
+def fit_baselines(split: Split, valid: EvaluationTask) -> dict[str, Baseline]:
+    """All baselines by name, fitted on the training plays, their settings chosen on ``valid``."""
     item_knn = ItemKNN.fit(split, valid)
-    models: dict[str, Popularity | ItemKNN] = {
+    return {
         "item_knn": item_knn,
+        "item_knn_recent": RecentItemKNN.fit(split, valid, item_knn),
         "popularity": Popularity(popularity_order(split)),
         "recent_popularity": Popularity(valid.popular),
     }
-    results: dict[str, dict[str, Any]] = {
-        name: {task.name: task.evaluate(model.rank(task)) for task in (valid, test)} for name, model in models.items()
-    }
-    results["item_knn"]["neighbours"] = item_knn.neighbours or "all"
+
+
+def evaluate_baselines(split: Split, valid: EvaluationTask, *others: EvaluationTask) -> dict[str, dict[str, Any]]:
+    """``{"item_knn": {"valid": metrics, "test": metrics, "neighbours": K or "all"}, "item_knn_recent": {...,
+    "weight": w}, "popularity": {...}, "recent_popularity": {...}}`` with the metrics of :func:`ranking_metrics` on
+    ``valid`` and ``others``."""
+    results: dict[str, dict[str, Any]] = {}
+    for name, model in fit_baselines(split, valid).items():
+        results[name] = {task.name: task.evaluate(model.rank(task)) for task in (valid, *others)}
+        results[name] |= settings_of(model)
     return results
+
+
+def settings_of(model: Baseline) -> dict[str, Any]:
+    """What was chosen on the valid part."""
+    if isinstance(model, RecentItemKNN):
+        return {**settings_of(model.item_knn), "weight": model.weight}
+    return {"neighbours": model.neighbours or "all"} if isinstance(model, ItemKNN) else {}
 
 
 def binary_matrix(histories: Histories, num_items: int) -> csr_matrix:

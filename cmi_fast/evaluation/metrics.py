@@ -15,7 +15,14 @@ CUTOFFS = (10, 20, 50)
 def ranking_metrics(
     ranked: NDArray[np.integer], targets: Histories, cutoffs: Sequence[int] = CUTOFFS
 ) -> dict[str, float]:
-    """``{"recall@10": ..., "hitrate@10": ..., ...}``, each a mean over the E users, in [0, 1].
+    """``{"recall@10": ..., "hitrate@10": ..., ...}``, the means over users of :func:`user_metrics`."""
+    return {name: float(np.mean(values)) for name, values in user_metrics(ranked, targets, cutoffs).items()}
+
+
+def user_metrics(
+    ranked: NDArray[np.integer], targets: Histories, cutoffs: Sequence[int] = CUTOFFS
+) -> dict[str, NDArray[np.float64]]:
+    """``{"recall@10": [E], "hitrate@10": [E], ...}``, each user's, in [0, 1].
 
     Recall@K is the share of a user's targets among the first K of the list, HitRate@K whether any is. NDCG@K sums
     1 / log2(1 + rank) over the hits among the first K, divided by that sum for the best possible list (the first
@@ -43,11 +50,11 @@ def ranking_metrics(
     metrics = {}
     for cutoff in cutoffs:
         at_cutoff = found[:, cutoff - 1]
-        metrics[f"recall@{cutoff}"] = float(np.mean(at_cutoff / targets.lengths))
-        metrics[f"hitrate@{cutoff}"] = float(np.mean(at_cutoff > 0))
+        metrics[f"recall@{cutoff}"] = at_cutoff / targets.lengths
+        metrics[f"hitrate@{cutoff}"] = (at_cutoff > 0).astype(np.float64)
         ideal = best[np.minimum(targets.lengths, cutoff) - 1]
-        metrics[f"ndcg@{cutoff}"] = float(np.mean(gained[:, cutoff - 1] / ideal))
-        metrics[f"mrr@{cutoff}"] = float(np.mean(np.where(first_hit <= cutoff, 1 / first_hit, 0)))
+        metrics[f"ndcg@{cutoff}"] = gained[:, cutoff - 1] / ideal
+        metrics[f"mrr@{cutoff}"] = np.where(first_hit <= cutoff, 1 / first_hit, 0)
     return metrics
 
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from cmi_fast.data.histories import Histories
 from cmi_fast.data.split import Split
-from cmi_fast.evaluation.metrics import coverage, ranking_metrics
+from cmi_fast.evaluation.metrics import coverage, ranking_metrics, user_metrics
 
 RECENT_DAYS = 3
 
@@ -65,6 +65,10 @@ class EvaluationTask:
         """Metrics of the item rows ``ranked`` [E, >= 50] under :data:`POLICY`."""
         ranked = self.with_fallback(ranked)
         return ranking_metrics(ranked, self.targets) | coverage(ranked, int(self.catalogue.sum()))
+
+    def evaluate_users(self, ranked: NDArray[np.int64]) -> dict[str, NDArray[np.float64]]:
+        """Of each user [E] the metrics whose means :meth:`evaluate` gives."""
+        return user_metrics(self.with_fallback(ranked), self.targets)
 
 
 def popularity_order(split: Split, since_day: int | None = None) -> NDArray[np.int64]:

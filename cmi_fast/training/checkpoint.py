@@ -59,6 +59,16 @@ class Done:
 Tensors = dict[str, torch.Tensor]
 
 
+class Evaluation(pydantic.BaseModel):
+    """What is evaluated when training is done, beside the valid part."""
+
+    model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
+
+    test: bool = True
+    baselines: bool = True
+    users: bool = False  # each user's metrics, in user_metrics.parquet
+
+
 class State(pydantic.BaseModel):
     """What a checkpoint holds beside tensors: what was trained on what, and how far it is."""
 
@@ -68,6 +78,7 @@ class State(pydantic.BaseModel):
     config: Config
     device: str
     item_categories: str | None
+    evaluation: Evaluation = Evaluation()
     plays: str  # fingerprint
     done: Done
 
@@ -119,7 +130,7 @@ def restore_tensors(model: torch.nn.Module, optimizer: torch.optim.Optimizer, te
         kind, _, rest = name.partition(".")
         if kind == "model":
             weights[rest] = value
-        else:
+        elif kind == "optimizer":
             number, _, rest = rest.partition(".")
             state.setdefault(int(number), {})[rest] = value
     try:

@@ -48,15 +48,17 @@ class Source(pydantic.BaseModel):
     columns: dict[str, str] = {}
     time_zone: str = "UTC"
     split: str = "day"
+    last_day: int | None = None  # later plays are left out
 
     def read(self) -> Interactions:
-        return Interactions.read(
+        interactions = Interactions.read(
             file_of(self.path),
             where=self.where,
             positive=self.positive,
             columns=self.columns,
             time_zone=self.time_zone,
         )
+        return interactions if self.last_day is None else interactions.subset(interactions.days <= self.last_day)
 
 
 class Config(pydantic.BaseModel):
@@ -90,6 +92,7 @@ class Config(pydantic.BaseModel):
     epochs: int = pydantic.Field(30, ge=1, le=10**6, description="at most this many")
     steps_per_epoch: int | None = pydantic.Field(None, ge=1, description="instead of one pass over all samples")
     samples_per_user: int | None = pydantic.Field(None, ge=1, description="in one pass, instead of all")
+    average_epochs: int = pydantic.Field(1, ge=1, description="judge and keep the mean weights of the last epochs")
     patience: int = pydantic.Field(5, ge=1, description="epochs without a better valid Recall@50")
     seed: int = pydantic.Field(0, ge=0, lt=2**63, description="of initialisation and sampling")
 

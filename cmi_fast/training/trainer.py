@@ -23,6 +23,7 @@ from cmi_fast.data.sampler import Batch, BatchSampler
 from cmi_fast.errors import InputError
 from cmi_fast.models import MultiInterestModel
 from cmi_fast.training import checkpoint as checkpoints
+from cmi_fast.training.averaging import RecentWeights
 from cmi_fast.training.checkpoint import Clock, Done, Epoch, Tensors, restore_tensors, training_tensors
 from cmi_fast.training.config import Config
 from cmi_fast.training.lazy_adam import LazyAdam
@@ -143,19 +144,25 @@ def train(
     )
     steps = config.steps_per_epoch or len(sampler)
     optimizer = build_optimizer(model, config)
+    recent = RecentWeights(model, config.average_epochs)
     clock = Clock()
+
+    def write_checkpoint() -> None:
+        keeper.checkpoint(done, training_tensors(model, optimizer) | recent.tensors())
+
     if checkpoint is None:
         done = Done()
-        clock.write(lambda: keeper.checkpoint(done, training_tensors(model, optimizer)))
+        clock.write(write_checkpoint)
     else:
         done, tensors = checkpoint
         restore_tensors(model, optimizer, tensors)
+        recent.restore(tensors)
         progress.resume(len(done.epochs) + 1, done.steps - len(done.epochs) * steps)
 
     def write_checkpoint_if_due(after: float) -> None:
         if clock.due(after):
             _require_finite(model, len(done.epochs) + 1, done.steps - len(done.epochs) * steps)
-            clock.write(lambda: keeper.checkpoint(done, training_tensors(model, optimizer)))
+            clock.write(write_checkpoint)
 
     with closing(prefetched_batches(sampler, model.items.device, done.steps)) as batches:
         while not _finished(done.epochs, config):
@@ -175,11 +182,12 @@ def train(
             _require_finite(model, number, steps)
             model.eval()
             means = {name: value / steps for name, value in done.losses.items()}
-            epoch = Epoch(number, means, evaluate(), done.seconds)
-            done.end_epoch(epoch)
-            better = best_epoch(done.epochs) is epoch
-            if better:
-                keeper.keep_best()
+            with recent.averaged():
+                epoch = Epoch(number, means, evaluate(), done.seconds)
+                done.end_epoch(epoch)
+                better = best_epoch(done.epochs) is epoch
+                if better:
+                    keeper.keep_best()
             write_checkpoint_if_due(0.0)
             progress.epoch(epoch, better)
     keeper.restore_best()
