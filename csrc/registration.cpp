@@ -30,13 +30,13 @@ STABLE_TORCH_LIBRARY(cmi_fast, library) {
 
   library.def(
       "interest_softmax_loss(Tensor interests, Tensor candidates, Tensor targets, Tensor? general, "
-      "Tensor? candidate_bias, Tensor? exclude, Tensor? candidate_ids, float temperature, Tensor? temperature_tensor) "
-      "-> (Tensor losses, Tensor saved)");
+      "Tensor? candidate_bias, Tensor? exclude, Tensor? candidate_ids, float temperature, Tensor? temperature_tensor, "
+      "str reduction) -> (Tensor loss, Tensor saved)");
   library.def(
-      "interest_softmax_loss_backward(Tensor losses_grad, Tensor saved, Tensor interests, Tensor candidates, "
+      "interest_softmax_loss_backward(Tensor loss_grad, Tensor saved, Tensor interests, Tensor candidates, "
       "Tensor targets, Tensor? general, Tensor? candidate_bias, Tensor? exclude, Tensor? candidate_ids, "
-      "float temperature, Tensor? temperature_tensor, bool interests_grad, bool candidates_grad, bool general_grad, "
-      "bool candidate_bias_grad, bool temperature_grad) "
+      "float temperature, Tensor? temperature_tensor, str reduction, bool interests_grad, bool candidates_grad, "
+      "bool general_grad, bool candidate_bias_grad, bool temperature_grad) "
       "-> (Tensor, Tensor, Tensor, Tensor, Tensor)");
 
   library.def(

@@ -204,22 +204,24 @@ def test_same_bits_again_and_on_any_number_of_threads(users: int, count: int) ->
         assert all(torch.equal(a, b) for a, b in zip(result, results[0], strict=True))
 
 
-def operator_arguments(dtype: torch.dtype, options: bool = True) -> list[Tensor | float | None]:
+def operator_arguments(
+    dtype: torch.dtype, options: bool = True, reduction: str = "none"
+) -> list[Tensor | float | str | None]:
     arguments = make(5, 3, 70, 4, dtype)
     tensors = [arguments[name] for name in ("interests", "candidates", "targets")]
     optional = [
         arguments[name] if options else None for name in ("general", "candidate_bias", "exclude", "candidate_ids")
     ]
-    return [*tensors, *optional, 1.0, torch.tensor(0.2, dtype=dtype)]
+    return [*tensors, *optional, 1.0, torch.tensor(0.2, dtype=dtype), reduction]
 
 
-@pytest.mark.parametrize("options", [False, True])
-def test_opcheck(options: bool) -> None:
-    args = operator_arguments(torch.float32, options)
+@pytest.mark.parametrize(("options", "reduction"), [(False, "none"), (True, "none"), (False, "mean"), (True, "sum")])
+def test_opcheck(options: bool, reduction: str) -> None:
+    args = operator_arguments(torch.float32, options, reduction)
     outputs = torch.ops.cmi_fast.interest_softmax_loss(*args)
     torch.library.opcheck(
         torch.ops.cmi_fast.interest_softmax_loss_backward.default,
-        (torch.randn(5), *outputs[1:], *args, True, True, options, options, True),
+        (torch.randn_like(outputs[0]), *outputs[1:], *args, True, True, options, options, True),
     )
     leaves = [x.requires_grad_() if isinstance(x, Tensor) and x.is_floating_point() else x for x in args]
     torch.library.opcheck(torch.ops.cmi_fast.interest_softmax_loss.default, leaves)
@@ -277,9 +279,11 @@ def test_more_interests_than_a_byte_tells_apart() -> None:
         ({2: torch.zeros(4).long()}, "targets must fit interests"),
         ({2: torch.zeros(5).int()}, "targets is of the wrong dtype"),
         ({5: torch.zeros(5, 69).bool()}, "exclude must fit interests"),
+        ({5: torch.ones(5, 70).bool()}, r"exclude\[0, \d+\] removes the target of row 0"),
+        ({9: "median"}, "reduction must be none, sum or mean, found median"),
     ],
 )
-def test_the_operator_itself_never_reads_out_of_bounds(change: dict[int, Tensor], message: str) -> None:
+def test_the_operator_itself_never_reads_out_of_bounds(change: dict[int, Tensor | str], message: str) -> None:
     args = operator_arguments(torch.float32)
     with pytest.raises(RuntimeError, match=message):
         torch.ops.cmi_fast.interest_softmax_loss(*(change.get(index, x) for index, x in enumerate(args)))
@@ -289,7 +293,7 @@ def test_the_operator_itself_never_reads_out_of_bounds(change: dict[int, Tensor]
 def test_opcheck_of_one_gradient(one: int) -> None:
     interests, candidates, general = (torch.randn(*shape).bfloat16() for shape in ((3, 2, 5), (4, 5), (3, 5)))
     inputs = (interests, candidates, torch.tensor([0, 3, 1]), general, torch.randn(4).bfloat16(), None, None)
-    args = (*inputs, 1.0, torch.tensor(0.2))
+    args = (*inputs, 1.0, torch.tensor(0.2), "none")
     losses, *saved = torch.ops.cmi_fast.interest_softmax_loss(*args)
     wanted = [index == one for index in range(5)]
     backward = torch.ops.cmi_fast.interest_softmax_loss_backward.default

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from cmi_fast import _native, reference
 from cmi_fast.ops.autocast import autocast_enabled, cast_for_autocast, without_autocast
-from cmi_fast.ops.backend import choose_backend
+from cmi_fast.ops.backend import choose_backend, goes_straight_to_cpu
 from cmi_fast.ops.checks import (
     FLOATING,
     INTEGER,
@@ -78,6 +78,13 @@ def interest_softmax_loss(
             message names it.
         RuntimeError: a second derivative through the CPU kernel (the reference has one).
     """
+    inputs = interests, candidates, targets, general, candidate_bias, exclude, candidate_ids
+    usual = type(temperature) is float and LEAST_TEMPERATURE <= temperature <= 1 / LEAST_TEMPERATURE
+    if usual and goes_straight_to_cpu(backend, inputs):
+        try:
+            return _interest_softmax_loss(*inputs, temperature, None, reduction)
+        except RuntimeError:
+            pass  # the checks below say in the caller's terms what was wrong, or find what can run
     check_tensor("interests", interests, "[B, m, d]")
     check_tensor("candidates", candidates, "[C, d]")
     check_tensor("targets", targets, "[B]", INTEGER)
@@ -121,7 +128,7 @@ def interest_softmax_loss(
         cpu=FLOATING,
         unsupported=None if m <= MAX_INTERESTS else f"its kernel takes up to {MAX_INTERESTS} interests, found {m}",
     )
-    if (chosen != "cpu" or exclude is not None) and values_can_be_read(targets):
+    if values_can_be_read(targets):
         check_range("targets", targets, 0, count, IndexError)
         if exclude is not None:
             _check_targets_stay(exclude, targets)
@@ -133,26 +140,10 @@ def interest_softmax_loss(
             )
     targets = as_int64(targets)
     candidate_ids = None if candidate_ids is None else as_int64(candidate_ids)
-    operator = _triton_interest_softmax_loss if chosen == "triton" else _interest_softmax_loss
-    try:
-        return operator(
-            interests,
-            candidates,
-            targets,
-            general,
-            candidate_bias,
-            exclude,
-            candidate_ids,
-            number,
-            tensor,
-            reduction=reduction,
-        )
-    except RuntimeError:
-        if values_can_be_read(
-            targets
-        ):  # the CPU operator has found a target that is no candidate; this names its position
-            check_range("targets", targets, 0, count, IndexError)
-        raise
+    inputs = interests, candidates, targets, general, candidate_bias, exclude, candidate_ids
+    if chosen == "triton":
+        return _triton_interest_softmax_loss(*inputs, number, tensor, reduction=reduction)
+    return _interest_softmax_loss(*inputs, number, tensor, reduction)
 
 
 def _check_targets_stay(exclude: Tensor, targets: Tensor) -> None:
@@ -172,13 +163,15 @@ def _fake(
     candidate_ids: Tensor | None,
     temperature: float,
     temperature_tensor: Tensor | None,
+    reduction: str,
 ) -> tuple[Tensor, Tensor]:
     users = interests.shape[0]
     tiles = (candidates.shape[0] + CANDIDATE_TILE - 1) // CANDIDATE_TILE
     dtype = accumulation_type(interests.dtype)
     # A pair's exponential, and its best interest in a byte; a scale for each user and tile; a miss for each user.
     saved = tiles * users * (CANDIDATE_TILE + CANDIDATE_TILE // dtype.itemsize) + users * (tiles + 1)
-    return interests.new_empty(users, dtype=dtype), interests.new_empty(saved, dtype=dtype)
+    loss = () if reduction != "none" else (users,)
+    return interests.new_empty(loss, dtype=dtype), interests.new_empty(saved, dtype=dtype)
 
 
 if _native.available:

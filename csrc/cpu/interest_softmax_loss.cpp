@@ -10,6 +10,7 @@
 #include "cpu/level.h"
 #include "cpu/parallel.h"
 #include "cpu/partition.h"
+#include "cpu/reduction.h"
 
 namespace cmi_fast {
 
@@ -60,6 +61,7 @@ struct Call {
   int64_t user_parts, workers;
   Tensor memory;
   T* workspace;
+  T* losses;  // [users], or their cotangents
 
   Call(const Inputs& inputs, double temperature, const std::optional<Tensor>& temperature_tensor, Pass pass) {
     auto& p = problem;
@@ -83,6 +85,9 @@ struct Call {
     for (int64_t b = 0; b < p.users; ++b)
       STD_TORCH_CHECK(p.targets[b] >= 0 && p.targets[b] < p.count, "targets[", b, "] = ", p.targets[b],
                       " is outside [0, ", p.count, ")");
+    for (int64_t b = 0; p.exclude && b < p.users; ++b)
+      STD_TORCH_CHECK(!p.exclude[b * p.count + p.targets[b]], "exclude[", b, ", ", p.targets[b],
+                      "] removes the target of row ", b);
     p.inverse_temperature = T(1 / temperature_value<T>(temperature, temperature_tensor));
     sizes = kernel.sizes(p.users, p.m, p.count, p.d);
     user_parts = std::min((p.users + sizes.strip - 1) / sizes.strip, MAX_PARTS);
@@ -118,6 +123,7 @@ struct Call {
       T** buffer;
       int64_t size;
     } wanted[] = {{&workspace, workers * sizes.workspace},
+                  {&losses, p.users},
                   {&p.queries, sizes.queries},
                   {&p.columns, forward ? sizes.columns : 0},
                   {&p.biases, forward ? sizes.tiles * CANDIDATE_TILE : 0},
@@ -164,14 +170,13 @@ struct Call {
 };
 
 template <class T>
-std::tuple<Tensor, Tensor> forward(Call<T> call) {
+std::tuple<Tensor, Tensor> forward(Call<T> call, Reduction reduction) {
   auto& p = call.problem;
   const int64_t tiles = call.sizes.tiles;
   const Saved<T> layout(p.users, tiles);
-  const Tensor losses = torch::stable::new_empty(call.memory, {p.users});
   const Tensor saved = torch::stable::new_empty(call.memory, {layout.size()});
   T* const kept = mutable_data<T>(saved);
-  const InterestSoftmaxLossOutputs<T> outputs{mutable_data<T>(losses), layout.exponentials(kept), layout.scales(kept),
+  const InterestSoftmaxLossOutputs<T> outputs{call.losses, layout.exponentials(kept), layout.scales(kept),
                                               layout.misses(kept), layout.best(kept)};
   call.tiles([&](int64_t begin, int64_t end, T* memory) { call.kernel.pack_columns(p, begin, end, memory); });
   // A part is a range of users against a range of tiles; the latter only where there are few users.
@@ -182,7 +187,7 @@ std::tuple<Tensor, Tensor> forward(Call<T> call) {
                       tiles * (tile_part + 1) / tile_parts, workspace);
   });
   call.users([&](int64_t, int64_t begin, int64_t end, T*) { call.kernel.finish_losses(p, outputs, begin, end); });
-  return {losses, saved};
+  return {reduce(call.losses, p.users, reduction, call.memory), saved};
 }
 
 // Which gradients are wanted.
@@ -193,10 +198,14 @@ struct Wanted {
 using Gradients = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
 
 template <class T>
-Gradients backward(Call<T> call, const Tensor& losses_grad, const Tensor& saved, const Wanted& wanted) {
+Gradients backward(Call<T> call, const Tensor& loss_grad, const Tensor& saved, Reduction reduction,
+                   const Wanted& wanted) {
   auto& p = call.problem;
   const int64_t tiles = call.sizes.tiles;
   const Saved<T> layout(p.users, tiles);
+  const bool scalar = reduction != Reduction::none;
+  const auto shape = scalar ? std::vector<int64_t>{} : std::vector<int64_t>{p.users};
+  spread(call.template input<T>(loss_grad, "loss_grad", shape), p.users, reduction, call.losses);
   T* const kept = const_cast<T*>(call.template input<T>(saved, "saved", {layout.size()}));
   const auto none = [&] { return torch::stable::new_empty(call.memory, {0}); };  // outputs must not share memory
   const auto gradient = [&](bool want, std::initializer_list<int64_t> shape) {
@@ -210,16 +219,15 @@ Gradients backward(Call<T> call, const Tensor& losses_grad, const Tensor& saved,
   const Tensor general = gradient(wanted.general, {p.users, p.d});
   const Tensor bias = gradient(wanted.candidate_bias, {p.count});
   const Tensor temperature = wanted.temperature ? torch::stable::new_empty(call.memory, {}) : none();
-  const InterestSoftmaxLossGradients<T> gradients{
-      .losses = call.template input<T>(losses_grad, "losses_grad", {p.users}),
-      .exponentials = layout.exponentials(kept),
-      .scales = layout.scales(kept),
-      .misses = layout.misses(kept),
-      .best = layout.best(kept),
-      .interests = rows(wanted.interests, interests),
-      .candidates = rows(wanted.candidates, candidates),
-      .general = rows(wanted.general, general),
-      .bias = rows(wanted.candidate_bias, bias)};
+  const InterestSoftmaxLossGradients<T> gradients{.losses = call.losses,
+                                                  .exponentials = layout.exponentials(kept),
+                                                  .scales = layout.scales(kept),
+                                                  .misses = layout.misses(kept),
+                                                  .best = layout.best(kept),
+                                                  .interests = rows(wanted.interests, interests),
+                                                  .candidates = rows(wanted.candidates, candidates),
+                                                  .general = rows(wanted.general, general),
+                                                  .bias = rows(wanted.candidate_bias, bias)};
   if (wanted.interests || wanted.general || wanted.temperature) {
     call.tiles([&](int64_t begin, int64_t end, T*) { call.kernel.pack_rows(p, begin, end); });
     std::vector<double> parts(call.user_parts);
@@ -245,23 +253,26 @@ using OptionalTensor = std::optional<Tensor>;
 std::tuple<Tensor, Tensor> interest_softmax_loss(Tensor interests, Tensor candidates, Tensor targets,
                                                  OptionalTensor general, OptionalTensor candidate_bias,
                                                  OptionalTensor exclude, OptionalTensor candidate_ids,
-                                                 double temperature, OptionalTensor temperature_tensor) {
+                                                 double temperature, OptionalTensor temperature_tensor,
+                                                 std::string reduction) {
   const Inputs inputs{interests, candidates, targets, general, candidate_bias, exclude, candidate_ids};
   return dispatch_computed(interests, [&](auto type) {
-    return forward(Call<decltype(type)>(inputs, temperature, temperature_tensor, Pass::forward));
+    return forward(Call<decltype(type)>(inputs, temperature, temperature_tensor, Pass::forward),
+                   reduction_of(reduction));
   });
 }
 
-Gradients interest_softmax_loss_backward(Tensor losses_grad, Tensor saved, Tensor interests, Tensor candidates,
+Gradients interest_softmax_loss_backward(Tensor loss_grad, Tensor saved, Tensor interests, Tensor candidates,
                                          Tensor targets, OptionalTensor general, OptionalTensor candidate_bias,
                                          OptionalTensor exclude, OptionalTensor candidate_ids, double temperature,
-                                         OptionalTensor temperature_tensor, bool interests_grad, bool candidates_grad,
-                                         bool general_grad, bool candidate_bias_grad, bool temperature_grad) {
+                                         OptionalTensor temperature_tensor, std::string reduction, bool interests_grad,
+                                         bool candidates_grad, bool general_grad, bool candidate_bias_grad,
+                                         bool temperature_grad) {
   const Inputs inputs{interests, candidates, targets, general, candidate_bias, exclude, candidate_ids};
   const Wanted wanted{interests_grad, candidates_grad, general_grad, candidate_bias_grad, temperature_grad};
   return dispatch_computed(interests, [&](auto type) {
-    return backward(Call<decltype(type)>(inputs, temperature, temperature_tensor, Pass::backward), losses_grad, saved,
-                    wanted);
+    return backward(Call<decltype(type)>(inputs, temperature, temperature_tensor, Pass::backward), loss_grad, saved,
+                    reduction_of(reduction), wanted);
   });
 }
 
