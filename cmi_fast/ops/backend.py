@@ -64,17 +64,15 @@ def choose_backend(
 def goes_straight_to_cpu(backend: str, tensors: Sequence[Tensor | None]) -> bool:
     """Whether the CPU operator may be called before anything is checked, as it checks everything itself.
 
-    Nothing but tensors on the CPU, and no autocast, tracing or transform around them. For a small batch checks in Python
-    take longer than the operator; they are left to the call that it refuses.
+    Nothing but tensors on the CPU, and no autocast, tracing or transform around them. For a small batch checks in
+    Python take longer than the operator; they are left to the call that it refuses.
     """
     if backend not in ("auto", "cpu") or not _native.available or _native.environment_error is not None:
         return False
     if torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu") or inside_transform():
         return False
-    for x in tensors:
-        if x is not None and (type(x) not in (Tensor, torch.nn.Parameter) or not x.is_cpu):
-            return False
-    return True
+    plain = Tensor, torch.nn.Parameter
+    return all(x is None or (type(x) in plain and x.is_cpu) for x in tensors)
 
 
 def automatic_backends(operator: str) -> tuple[str, str]:
