@@ -59,10 +59,11 @@ STABLE_TORCH_LIBRARY(cmi_fast, library) {
 
   library.def(
       "capsule_routing(Tensor items, Tensor maps, Tensor? bias, Tensor? logits, Tensor? active, Tensor? lengths, "
-      "Tensor? offsets, int interests, int iterations) -> (Tensor result, Tensor weights, Tensor sums)");
+      "Tensor? offsets, int interests, int iterations) "
+      "-> (Tensor result, Tensor weights, Tensor sums, Tensor pooled)");
   library.def(
-      "capsule_routing_backward(Tensor interests_grad, Tensor weights, Tensor sums, Tensor items, Tensor maps, "
-      "Tensor? bias, Tensor? logits, Tensor? active, Tensor? lengths, Tensor? offsets, int interests, "
+      "capsule_routing_backward(Tensor interests_grad, Tensor weights, Tensor sums, Tensor pooled, Tensor items, "
+      "Tensor maps, Tensor? bias, Tensor? logits, Tensor? active, Tensor? lengths, Tensor? offsets, int interests, "
       "int iterations, bool items_grad, bool maps_grad, bool bias_grad) -> (Tensor, Tensor, Tensor)");
 
   library.def(

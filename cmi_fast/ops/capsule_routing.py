@@ -123,11 +123,12 @@ def _fake(
     offsets: Tensor | None,
     interests: int,
     iterations: int,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     batch = items.shape[0] if offsets is None else offsets.shape[0] - 1
     shape = (batch, interests, maps.shape[-2])
     weights = maps.new_empty(items.shape[:-1].numel(), interests)
-    return items.new_empty(shape), weights, maps.new_empty(shape)
+    pooled = maps.new_empty(batch if maps.shape[0] == 1 else 0, interests, items.shape[-1])
+    return items.new_empty(shape), weights, maps.new_empty(shape), pooled
 
 
 if _native.available:

@@ -7,6 +7,7 @@
 #include "cpu/parallel.h"
 #include "cpu/partition.h"
 #include "cpu/read_sequences.h"
+#include "cpu/streaming.h"
 
 namespace cmi_fast {
 
@@ -64,7 +65,7 @@ struct Call {
     for (int64_t b = 0; active && b < read.sequences.batch; ++b)
       STD_TORCH_CHECK(problem.active[b] >= 1 && problem.active[b] <= given.interests, "active[", b,
                       "] = ", problem.active[b], " is outside [1, ", given.interests, "]");
-    if (!forward && by_place) return;  // which reads the maps as they are
+    if (!forward) return;  // the backward reads the maps as they are
     packed = new_tensor(kernel.packed_size(problem));
     parallel(maps.size(0), [&](int64_t place, T*) {
       kernel.pack(problem, place * maps.size(1), (place + 1) * maps.size(1), mutable_data<T>(packed));
@@ -143,30 +144,34 @@ using Gradients = std::tuple<Tensor, Tensor, Tensor>;
 
 template <class T>
 Gradients backward(const Call<T>& call, const Tensor& interests_grad, const Tensor& weights_, const Tensor& sums,
-                   const Arguments& given, bool items_grad, bool maps_grad, bool bias_grad) {
+                   const Tensor& pooled_, const Arguments& given, bool items_grad, bool maps_grad, bool bias_grad) {
   const auto& p = call.problem;
   STD_TORCH_CHECK(weights_.numel() == call.read.rows * p.interests && weights_.scalar_type() == SCALAR_TYPE<T>,
                   "weights must be those of the forward");
   STD_TORCH_CHECK(!bias_grad || given.bias, "a bias that is not there has no gradient");
-  const Tensor weights = torch::stable::contiguous(weights_);
+  STD_TORCH_CHECK(call.by_place || (pooled_.numel() == p.sequences.batch * p.interests * p.d &&
+                                    pooled_.scalar_type() == SCALAR_TYPE<T>),
+                  "pooled must be that of the forward");
+  const Tensor weights = torch::stable::contiguous(weights_), pooled = torch::stable::contiguous(pooled_);
   const std::vector<int64_t> boundaries = partition(p.sequences);
   const Tensor cotangents = sum_cotangents(call, boundaries, interests_grad, sums);
   const Tensor items = items_grad ? torch::stable::new_empty(given.items, given.items.sizes()) : call.new_tensor(0);
-  const bool parameters = maps_grad || bias_grad;
   const int64_t map_size = p.map_count * p.e * p.d;  // of one place
   const int64_t all = boundaries.size() - 1;
-  const int64_t parts = call.by_place ? p.places : parts_with_sums(all, parameters ? map_size * sizeof(T) : 0);
-  const Tensor maps = call.by_place && parameters ? torch::stable::new_empty(given.maps, given.maps.sizes())
-                                                  : call.new_tensor(parameters ? parts * map_size : 0);
-  const Tensor bias = call.new_tensor(parameters ? parts * p.e : 0);
+  const int64_t parts = call.by_place ? p.places : parts_with_sums(all, maps_grad ? map_size * sizeof(T) : 0);
+  const Tensor maps = call.by_place && maps_grad ? torch::stable::new_empty(given.maps, given.maps.sizes())
+                                                 : call.new_tensor(maps_grad ? parts * map_size : 0);
+  const Tensor bias = call.new_tensor(bias_grad ? parts * p.e : 0);
   const auto run = [&](int64_t part, T* workspace) {
     const int64_t offset = call.by_place ? 0 : part;  // places find their own
     const CapsuleRoutingGradients<T> gradients{
         data<T>(weights),
+        data<T>(pooled),
         data<T>(cotangents),
         {items_grad ? items.mutable_data_ptr() : nullptr, element<T>(call.items)},
-        parameters ? mutable_data<T>(maps) + offset * map_size : nullptr,
-        parameters ? mutable_data<T>(bias) + offset * p.e : nullptr};
+        element<T>(call.items) == Element::computed && worth_streaming<T>(items),
+        maps_grad ? mutable_data<T>(maps) + offset * map_size : nullptr,
+        bias_grad ? mutable_data<T>(bias) + offset * p.e : nullptr};
     if (call.by_place)
       call.kernel.backward(p, part, part + 1, gradients, workspace);
     else
@@ -174,8 +179,8 @@ Gradients backward(const Call<T>& call, const Tensor& interests_grad, const Tens
                            workspace);
   };
   call.parallel(parts, run);
-  if (parameters && !call.by_place) add_parts(mutable_data<T>(maps), parts, map_size);
-  if (parameters) add_parts(mutable_data<T>(bias), parts, p.e);
+  if (maps_grad && !call.by_place) add_parts(mutable_data<T>(maps), parts, map_size);
+  if (bias_grad) add_parts(mutable_data<T>(bias), parts, p.e);
   const auto shaped = [&](const Tensor& sum, const Tensor& like, bool wanted) {
     if (!wanted) return call.new_tensor(0);
     const Tensor gradient = torch::stable::new_empty(like, like.sizes());
@@ -188,35 +193,40 @@ Gradients backward(const Call<T>& call, const Tensor& interests_grad, const Tens
 
 }  // namespace
 
-std::tuple<Tensor, Tensor, Tensor> capsule_routing(Tensor items, Tensor maps, OptionalTensor bias,
-                                                   OptionalTensor logits, OptionalTensor active, OptionalTensor lengths,
-                                                   OptionalTensor offsets, int64_t interests, int64_t iterations) {
-  return dispatch_computed(items, [&](auto type) -> std::tuple<Tensor, Tensor, Tensor> {
+std::tuple<Tensor, Tensor, Tensor, Tensor> capsule_routing(Tensor items, Tensor maps, OptionalTensor bias,
+                                                           OptionalTensor logits, OptionalTensor active,
+                                                           OptionalTensor lengths, OptionalTensor offsets,
+                                                           int64_t interests, int64_t iterations) {
+  return dispatch_computed(items, [&](auto type) -> std::tuple<Tensor, Tensor, Tensor, Tensor> {
     using T = decltype(type);
     const Call<T> call({items, maps, bias, logits, active, lengths, offsets, interests, iterations}, true);
     const auto& p = call.problem;
     const Tensor result = torch::stable::new_empty(items, {p.sequences.batch, interests, p.e});
     const Tensor weights = torch::stable::new_empty(items, {call.read.rows, interests}, SCALAR_TYPE<T>);
     const Tensor sums = torch::stable::new_empty(items, {p.sequences.batch, interests, p.e}, SCALAR_TYPE<T>);
+    const Tensor pooled =
+        torch::stable::new_empty(items, {call.by_place ? 0 : p.sequences.batch, interests, p.d}, SCALAR_TYPE<T>);
     const std::vector<int64_t> boundaries = partition(p.sequences);
+    const CapsuleRoutingResult<T> results{{result.mutable_data_ptr(), element<T>(result)},
+                                          mutable_data<T>(weights),
+                                          mutable_data<T>(sums),
+                                          mutable_data<T>(pooled)};
     call.parallel(boundaries.size() - 1, [&](int64_t part, T* workspace) {
-      call.kernel.forward(
-          p, boundaries[part], boundaries[part + 1],
-          {{result.mutable_data_ptr(), element<T>(result)}, mutable_data<T>(weights), mutable_data<T>(sums)},
-          workspace);
+      call.kernel.forward(p, boundaries[part], boundaries[part + 1], results, workspace);
     });
-    return {result, weights, sums};
+    return {result, weights, sums, pooled};
   });
 }
 
-Gradients capsule_routing_backward(Tensor interests_grad, Tensor weights, Tensor sums, Tensor items, Tensor maps,
-                                   OptionalTensor bias, OptionalTensor logits, OptionalTensor active,
+Gradients capsule_routing_backward(Tensor interests_grad, Tensor weights, Tensor sums, Tensor pooled, Tensor items,
+                                   Tensor maps, OptionalTensor bias, OptionalTensor logits, OptionalTensor active,
                                    OptionalTensor lengths, OptionalTensor offsets, int64_t interests,
                                    int64_t iterations, bool items_grad, bool maps_grad, bool bias_grad) {
   return dispatch_computed(items, [&](auto type) {
     using T = decltype(type);
     const Arguments given{items, maps, bias, logits, active, lengths, offsets, interests, iterations};
-    return backward(Call<T>(given, false), interests_grad, weights, sums, given, items_grad, maps_grad, bias_grad);
+    return backward(Call<T>(given, false), interests_grad, weights, sums, pooled, given, items_grad, maps_grad,
+                    bias_grad);
   });
 }
 

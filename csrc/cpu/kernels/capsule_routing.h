@@ -24,26 +24,29 @@ struct CapsuleRouting {
 };
 
 // What the forward leaves: the interests; for the backward the last weights, of each sequence [interests, length] from
-// the place of its first row on, and the sums [batch, interests, e] before squashing.
+// the place of its first row on, the sums [batch, interests, e] before squashing, and of maps that are the same
+// everywhere the sums of items [batch, interests, d].
 template <class T>
 struct CapsuleRoutingResult {
   MutableRows interests;
-  T *weights, *sums;
+  T *weights, *sums, *pooled;
 };
 
 template <class T>
 struct CapsuleRoutingGradients {
   const T* weights;   // by forward
+  const T* pooled;    // by forward
   const T* sums;      // [batch, interests, e], cotangents of the sums, by cotangents
   MutableRows items;  // [rows, d], or data null: not wanted
-  T *maps, *bias;     // see the kernel; or null
+  bool stream;        // the items' past the caches
+  T *maps, *bias;     // see the kernel; or null: not wanted
 };
 
 template <class T>
 struct CapsuleRoutingKernel {
   int64_t (*packed_size)(const CapsuleRouting<T>& p);
   int64_t (*workspace_size)(const CapsuleRouting<T>& p);
-  // The maps from begin .. end of the places * map_count.
+  // The maps from begin .. end of the places * map_count, as the forward wants them.
   void (*pack)(const CapsuleRouting<T>& p, int64_t begin, int64_t end, T* packed);
   // The sequences begin .. end.
   void (*forward)(const CapsuleRouting<T>& p, int64_t begin, int64_t end, const CapsuleRoutingResult<T>& result,

@@ -17,6 +17,7 @@ constexpr int TILE_VECTORS = REGISTERS == 32 ? 4 : 2;
 template <class T>
 struct CapsuleSteps {
   using Problem = CapsuleRouting<T>;
+  using Gradients = CapsuleRoutingGradients<T>;
   using V = Vector<T, WIDE>;
   static constexpr int LANES = VectorOf<T, WIDE>::LANES;
 
@@ -29,9 +30,41 @@ struct CapsuleSteps {
     set_zero(to + d, width - d);
   }
 
-  static void clear_rows(MutableRows rows, int64_t begin, int64_t end, int64_t d) {
+  // `count` rows of d elements, padded with zeros to `width`.
+  static void load_rows(const T* from, int64_t count, int64_t d, int64_t width, T* to) {
+    for (int64_t i = 0; i < count; ++i) {
+      copy(from + i * d, d, to + i * width);
+      set_zero(to + i * width + d, width - d);
+    }
+  }
+
+  // The gradient of the item `index`.
+  static void write_gradient(const T* row, int64_t index, int64_t d, const Gradients& gradients) {
+    if (!gradients.stream) return write_row(row, index, d, gradients.items);
+    T* const to = static_cast<T*>(gradients.items.data) + index * d;
+    for (int64_t j = 0; j < d; j += LANES) store_streaming(to + j, load<V>(row + j));
+  }
+
+  // Zeros for the items begin .. end, which are padding.
+  static void clear_gradients(int64_t begin, int64_t end, int64_t d, const Gradients& gradients) {
+    const MutableRows& rows = gradients.items;
     const int64_t bytes = d * (rows.element == Element::computed ? sizeof(T) : 2);
-    set_zero(static_cast<char*>(rows.data) + begin * bytes, (end - begin) * bytes);
+    char* const to = static_cast<char*>(rows.data) + begin * bytes;
+    if (!gradients.stream) return set_zero(to, (end - begin) * bytes);
+    for (int64_t i = 0; i < (end - begin) * bytes; i += WIDE) store_streaming(reinterpret_cast<T*>(to + i), V{});
+  }
+
+  // Fetches into L2 one of `parts` parts of sequence b's items, while another sequence is computed. Inlined, as gcc
+  // drops calls of a function that does nothing but prefetch.
+  __attribute__((always_inline)) static void prefetch_items(const Problem& p, int64_t b, int64_t part, int64_t parts) {
+    if (b >= p.sequences.batch) return;
+    constexpr int64_t CACHE_LINE = 64;
+    constexpr int L2 = 2;
+    const int64_t row_bytes = p.d * (p.items.element == Element::computed ? sizeof(T) : 2);
+    const int64_t bytes = p.sequences.length(b) * row_bytes;
+    const char* const from = static_cast<const char*>(p.items.data) + p.sequences.first(b) * row_bytes;
+    for (int64_t byte = part * bytes / parts; byte < (part + 1) * bytes / parts; byte += CACHE_LINE)
+      __builtin_prefetch(from + byte, 0, L2);
   }
 
   // Sequence b's logits to start from, rows `stride` apart.
@@ -66,16 +99,30 @@ struct CapsuleSteps {
     return sum_lanes<T, WIDE>(sum)[0];
   }
 
+  static void add_multiple(T factor, const T* from, int64_t count, T* to) {
+#pragma omp simd
+    for (int64_t i = 0; i < count; ++i) to[i] += factor * from[i];
+  }
+
   static T total(const T* row, int64_t length) {
     T sum = 0;
+#pragma omp simd reduction(+ : sum)
     for (int64_t t = 0; t < length; ++t) sum += row[t];
     return sum;
   }
 
-  // v = z q / (1 + q) / sqrt(q + 1e-9) with q = |z|^2.
+  static T square_root(T x) {
+    if constexpr (sizeof(T) == 4)
+      return __builtin_sqrtf(x);
+    else
+      return __builtin_sqrt(x);
+  }
+
+  // What |z|^2 = q makes of z.
+  static T squashing(T q) { return q / (1 + q) / square_root(q + T(1e-9)); }
+
   static void squash(const T* z, int64_t width, T* v) {
-    const T q = dot(z, z, width);
-    const T factor = q / (1 + q) / T(__builtin_sqrt(q + T(1e-9)));
+    const T factor = squashing(dot(z, z, width));
     for (int64_t i = 0; i < width; i += LANES) store(v + i, load<V>(z + i) * factor);
   }
 
@@ -92,7 +139,7 @@ struct CapsuleSteps {
         q += z[i] * z[i];
         along += z[i] * given[i];
       }
-      const T inverse = 1 / ((1 + q) * T(__builtin_sqrt(q + T(1e-9))));
+      const T inverse = 1 / ((1 + q) * square_root(q + T(1e-9)));
       const T factor = q * inverse, slope = (1 / (1 + q) - q / (2 * (q + T(1e-9)))) * inverse * 2 * along;
 #pragma omp simd
       for (int64_t i = 0; i < e; ++i) out[i] = factor * given[i] + slope * z[i];

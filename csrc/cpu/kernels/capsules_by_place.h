@@ -172,7 +172,7 @@ struct CapsulesByPlace {
                                             s.d, w.map_gradient + k * s.e * s.d, s.d, true);
     }
     for (int64_t i = 0; gradients.items.data && i < count; ++i)
-      write_row(w.gradient + i * s.d, p.sequences.first(sequences[i]) + t, p.d, gradients.items);
+      Steps::write_gradient(w.gradient + i * s.d, p.sequences.first(sequences[i]) + t, p.d, gradients);
   }
 
   static void backward(const Problem& p, int64_t begin, int64_t end, const CapsuleRoutingGradients<T>& gradients,
@@ -186,14 +186,14 @@ struct CapsulesByPlace {
       const T* from = p.maps + t * maps * p.d;
       for (int64_t row = 0; row < maps; ++row)
         copy(from + row * p.d, p.d, w.maps + (row / p.e * s.e + row % p.e) * s.d);
-      T* const bias = gradients.maps ? gradients.bias + t * p.e : nullptr;
+      T* const bias = gradients.bias ? gradients.bias + t * p.e : nullptr;
       if (bias) set_zero(bias, p.e);
       int64_t sequences[GRADIENT_BLOCK], count = 0;
       for (int64_t b = 0; b < p.sequences.batch; ++b) {
         if (t < p.sequences.length(b))
           sequences[count++] = b;
         else if (gradients.items.data && t < p.sequences.rows(b))
-          Steps::clear_rows(gradients.items, p.sequences.first(b) + t, p.sequences.first(b) + t + 1, p.d);
+          Steps::clear_gradients(p.sequences.first(b) + t, p.sequences.first(b) + t + 1, p.d, gradients);
         if (count == GRADIENT_BLOCK || (count > 0 && b + 1 == p.sequences.batch)) {
           differentiate(p, s, t, sequences, count, gradients, w, bias);
           count = 0;

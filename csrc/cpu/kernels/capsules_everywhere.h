@@ -1,11 +1,15 @@
 // Routing with maps that are the same at every place. Votes u_tk = W_k x_t + c are never computed: with
-// y_k = sum_t w_tk x_t and n_k = sum_t w_tk,
-//   z_k = W_k y_k + n_k c,   u_tk . v_k = x_t . (W_k' v_k) + c . v_k,
-// so that maps meet a few sums an iteration instead of every item. For the cotangents D_k of the last z_k,
-//   dy_k = W_k' D_k,   dx_t = sum_k w_tk dy_k,   dW_k = D_k y_k' (of a shared map: their sum),   dc = sum_k n_k D_k.
+// y_k = sum_t w_tk x_t, n_k = sum_t w_tk and v_k = f(|z_k|^2) z_k,
+//   z_k = W_k y_k + n_k c,   u_tk . v_k = f (x_t . r_k + s_k)   with r_k = W_k' z_k,  s_k = c . z_k,
+// so that maps meet a few sums an iteration instead of every item. With G_k = W_k' W_k and h_k = W_k' c,
+//   r_k = G_k y_k + n_k h_k,   s_k = h_k . y_k + n_k c . c,   |z_k|^2 = y_k . r_k + n_k s_k:
+// one product an iteration, and z_k itself in the last one alone. For the cotangents D_k of that,
+//   dy_k = W_k' D_k,   dx_t = sum_k w_tk dy_k,   dW_k = D_k y_k' (of a shared map: their sum),   dc = sum_k n_k D_k,
+// which meets no item again: the forward keeps y_k.
 #pragma once
 
 #include "cpu/kernels/capsule_steps.h"
+#include "cpu/kernels/transpose.h"
 
 namespace cmi_fast {
 namespace {
@@ -13,9 +17,13 @@ namespace {
 template <class T>
 struct CapsulesEverywhere {
   using Problem = CapsuleRouting<T>;
+  using Gradients = CapsuleRoutingGradients<T>;
   using Steps = CapsuleSteps<T>;
   using V = typename Steps::V;
   static constexpr int LANES = Steps::LANES;
+  static constexpr int64_t BLOCK = 16;  // sequences whose sums are taken through the maps together
+  static constexpr int64_t SUMMED_COLUMNS = 64;
+  static_assert(BLOCK % TILE_ROWS == 0);
 
   // Everything padded with zeros, which add nothing.
   struct Shape {
@@ -28,170 +36,204 @@ struct CapsulesEverywhere {
           rows(round_up(p.longest, LANES > TILE_ROWS ? LANES : TILE_ROWS)) {}
   };
 
-  // Of one thread: the items of a sequence [rows, d] and their transpose [d, rows]; logits and weights [k, rows]; sums
-  // y [k, d], z [k, e], interests v [k, e], what they are to items [k, d]; the bias [e].
-  struct Workspace {
-    T *items, *transposed, *logits, *weights, *y, *z, *v, *back, *bias;
+  // Of each map W' [d, e], G [d, d], h [d].
+  struct PackedMap {
+    T *transposed, *gram, *along_bias;
+
+    PackedMap(const Shape& s, int64_t map, const T* memory)
+        : transposed(const_cast<T*>(memory) + map * size(s)),
+          gram(transposed + s.d * s.e),
+          along_bias(gram + s.d * s.d) {}
+
+    static int64_t size(const Shape& s) { return s.d * (s.e + s.d + 1); }
+  };
+
+  // Of one thread, forward: the items of a sequence [rows, d] and their transpose [d, rows]; logits and weights [k,
+  // rows]; sums y and r [k, d], z and interests v [k, e], f s [k]; the bias [e].
+  struct ForwardSpace {
+    T *items, *transposed, *logits, *weights, *y, *r, *z, *v, *along_bias, *bias;
     int64_t size;
 
-    Workspace(const Shape& s, T* memory) {
-      size = place_buffers(
-          {s.rows * s.d, s.rows * s.d, s.k * s.rows, s.k * s.rows, s.k * s.d, s.k * s.e, s.k * s.e, s.k * s.d, s.e},
-          {&items, &transposed, &logits, &weights, &y, &z, &v, &back, &bias}, memory);
+    ForwardSpace(const Shape& s, T* memory) {
+      size = place_buffers({s.rows * s.d, s.rows * s.d, s.k * s.rows, s.k * s.rows, s.k * s.d, s.k * s.d, s.k * s.e,
+                            s.k * s.e, s.k, s.e},
+                           {&items, &transposed, &logits, &weights, &y, &r, &z, &v, &along_bias, &bias}, memory);
     }
   };
 
-  // Each map [e, d] and its transpose [d, e].
-  static int64_t packed_size(const Problem& p) {
+  // Of one thread, backward: maps and their gradient [map_count, e, d], the bias's [e]; of a block of sequences the
+  // cotangents of z [BLOCK * interests, e], y and dy [BLOCK * interests, d]; weights of a sequence [interests, rows]
+  // and its items' gradient [rows, d].
+  struct BackwardSpace {
+    T *maps, *map_gradient, *bias_gradient, *cotangents, *y, *y_gradient, *weights, *items;
+    int64_t size;
+
+    BackwardSpace(const Shape& s, const Problem& p, T* memory) {
+      const int64_t map = p.map_count * s.e * s.d, sums = BLOCK * p.interests;
+      size =
+          place_buffers({map, map, s.e, sums * s.e, sums * s.d, sums * s.d, p.interests * s.rows, s.rows * s.d},
+                        {&maps, &map_gradient, &bias_gradient, &cotangents, &y, &y_gradient, &weights, &items}, memory);
+    }
+  };
+
+  static int64_t packed_size(const Problem& p) { return p.map_count * PackedMap::size(Shape(p)); }
+
+  static int64_t workspace_size(const Problem& p) {
     const Shape s(p);
-    return 2 * p.map_count * s.e * s.d;
+    const int64_t forward = ForwardSpace(s, nullptr).size, backward = BackwardSpace(s, p, nullptr).size;
+    return forward > backward ? forward : backward;
   }
 
-  static int64_t workspace_size(const Problem& p) { return Workspace(Shape(p), nullptr).size; }
-
-  static const T* map(const Problem& p, const Shape& s, int64_t k) {
-    return p.packed + (p.map_count > 1 ? k : 0) * 2 * s.e * s.d;
-  }
-
-  static void pack(const Problem& p, int64_t begin, int64_t end, T* packed) {
+  static void pack(const Problem& p, int64_t begin, int64_t end, T* memory) {
     const Shape s(p);
     for (int64_t m = begin; m < end; ++m) {
-      T *rows = packed + m * 2 * s.e * s.d, *transposed = rows + s.e * s.d;
-      set_zero(rows, 2 * s.e * s.d);
-      for (int64_t i = 0; i < p.e; ++i)
-        for (int64_t j = 0; j < p.d; ++j) rows[i * s.d + j] = transposed[j * s.e + i] = p.maps[(m * p.e + i) * p.d + j];
+      const PackedMap packed(s, m, memory);
+      const T* map = p.maps + m * p.e * p.d;
+      set_zero(packed.transposed, PackedMap::size(s));
+      transpose_matrix(map, p.e, p.d, p.d, packed.transposed, s.e);
+      for (int64_t j = 0; j < p.d; ++j) sum_rows(p, map, map + j, p.d, packed.gram + j * s.d);
+      if (p.bias) sum_rows(p, map, p.bias, 1, packed.along_bias);
     }
   }
 
-  static void load_items(const Problem& p, const Shape& s, int64_t b, T* items) {
-    const int64_t first = p.sequences.first(b), length = p.sequences.length(b);
-    for (int64_t t = 0; t < length; ++t) Steps::load_row(p.items, first + t, p.d, s.d, items + t * s.d);
-  }
-
-  // out [k, columns] = rows [k, depth] of which each meets its own interest's matrix [depth, columns]; `place` is where
-  // in a packed map that lies.
-  static void through_maps(const Problem& p, const Shape& s, const T* rows, int64_t row_stride, int64_t depth,
-                           int64_t place, int64_t columns, T* out) {
-    if (p.map_count == 1)
-      return product<V, TILE_ROWS, TILE_VECTORS>(s.k, columns, depth, Scalars<T>{rows, row_stride, 1},
-                                                 map(p, s, 0) + place, columns, out, columns, false);
-    for (int64_t k = 0; k < p.interests; ++k)
-      product<V, 1, TILE_VECTORS>(1, columns, depth, Scalars<T>{rows + k * row_stride, row_stride, 1},
-                                  map(p, s, k) + place, columns, out + k * columns, columns, false);
-  }
-
-  // y = weights times items.
-  static void sum_items(const Shape& s, int64_t length, int64_t stride, const Workspace& w) {
-    product<V, TILE_ROWS, TILE_VECTORS>(s.k, s.d, length, Scalars<T>{w.weights, stride, 1}, w.items, s.d, w.y, s.d,
-                                        false);
-  }
-
-  static void iterate(const Problem& p, const Shape& s, int64_t count, int64_t length, int64_t stride,
-                      const Workspace& w) {
-    Steps::softmax(s.k, count, length, stride, w.logits, w.weights);
-    sum_items(s, length, stride, w);
-    through_maps(p, s, w.y, s.d, p.d, s.e * s.d, s.e, w.z);
-    for (int64_t k = 0; k < p.interests; ++k) {
-      if (p.bias) {
-        const T n = Steps::total(w.weights + k * stride, length);
-        for (int64_t i = 0; i < s.e; ++i) w.z[k * s.e + i] += n * w.bias[i];
+  // to [d] = the sum of the map's rows times `factors`, in double: once rounded it stands for two products.
+  static void sum_rows(const Problem& p, const T* map, const T* factors, int64_t stride, T* to) {
+    for (int64_t start = 0; start < p.d; start += SUMMED_COLUMNS) {
+      const int64_t count = p.d - start < SUMMED_COLUMNS ? p.d - start : SUMMED_COLUMNS;
+      double sums[SUMMED_COLUMNS] = {};
+      for (int64_t i = 0; i < p.e; ++i) {
+        const double factor = factors[i * stride];
+#pragma omp simd
+        for (int64_t j = 0; j < count; ++j) sums[j] += factor * map[i * p.d + start + j];
       }
-      Steps::squash(w.z + k * s.e, s.e, w.v + k * s.e);
+      for (int64_t j = 0; j < count; ++j) to[start + j] = T(sums[j]);
     }
+  }
+
+  static void load_items(const Problem& p, const Shape& s, int64_t b, int64_t stride, const ForwardSpace& w) {
+    const int64_t first = p.sequences.first(b), length = p.sequences.length(b);
+    for (int64_t t = 0; t < length; ++t) Steps::load_row(p.items, first + t, p.d, s.d, w.items + t * s.d);
+    set_zero(w.items + length * s.d, (stride - length) * s.d);
+    transpose_matrix(w.items, stride, s.d, s.d, w.transposed, stride);
+  }
+
+  // out [k, columns] = sums [k, d], of which each meets its own interest's matrix [d, columns].
+  template <class MatrixOf>
+  static void through_maps(const Problem& p, const Shape& s, const T* sums, const MatrixOf& matrix, int64_t columns,
+                           T* out) {
+    if (p.map_count == 1)
+      return product<V, TILE_ROWS, TILE_VECTORS>(s.k, columns, p.d, Scalars<T>{sums, s.d, 1}, matrix(0), columns, out,
+                                                 columns, false);
+    for (int64_t k = 0; k < p.interests; ++k)
+      product<V, 1, TILE_VECTORS>(1, columns, p.d, Scalars<T>{sums + k * s.d, s.d, 1}, matrix(k), columns,
+                                  out + k * columns, columns, false);
   }
 
   // Adds the votes' agreement with the interests to the logits.
-  static void update_logits(const Problem& p, const Shape& s, int64_t stride, const Workspace& w) {
-    through_maps(p, s, w.v, s.e, p.e, 0, s.d, w.back);
-    product<V, TILE_ROWS, TILE_VECTORS>(s.k, stride, p.d, Scalars<T>{w.back, s.d, 1}, w.transposed, stride, w.logits,
-                                        stride, true);
-    for (int64_t k = 0; p.bias && k < p.interests; ++k) {
-      const T agreement = Steps::dot(w.bias, w.v + k * s.e, s.e);
-      for (int64_t t = 0; t < stride; ++t) w.logits[k * stride + t] += agreement;
+  static void update_logits(const Problem& p, const Shape& s, int64_t length, int64_t stride, const ForwardSpace& w) {
+    through_maps(p, s, w.y, [&](int64_t map) { return PackedMap(s, map, p.packed).gram; }, s.d, w.r);
+    for (int64_t k = 0; k < p.interests; ++k) {
+      T *const r = w.r + k * s.d, *const along_bias = w.along_bias + k;
+      const T *y = w.y + k * s.d, *h = PackedMap(s, p.map_count > 1 ? k : 0, p.packed).along_bias;
+      const T n = p.bias ? Steps::total(w.weights + k * stride, length) : T(0);
+      if (p.bias) {
+        Steps::add_multiple(n, h, s.d, r);
+        *along_bias = Steps::dot(h, y, s.d) + n * Steps::dot(w.bias, w.bias, s.e);
+      }
+      const T square = Steps::dot(y, r, s.d) + n * *along_bias;
+      const T factor = Steps::squashing(square > 0 ? square : T(0));  // below zero it is a rounding error
+      for (int64_t j = 0; j < s.d; j += LANES) store(r + j, load<V>(r + j) * factor);
+      *along_bias *= factor;
     }
-  }
-
-  static void load_bias(const Problem& p, const Shape& s, const Workspace& w) {
-    set_zero(w.bias, s.e);
-    if (p.bias) copy(p.bias, p.e, w.bias);
+    product<V, TILE_ROWS, TILE_VECTORS>(s.k, stride, p.d, Scalars<T>{w.r, s.d, 1}, w.transposed, stride, w.logits,
+                                        stride, true);
+    for (int64_t k = 0; p.bias && k < p.interests; ++k)  // last, as the product's sums begin with the logits
+      for (int64_t t = k * stride; t < (k + 1) * stride; ++t) w.logits[t] += w.along_bias[k];
   }
 
   static void forward(const Problem& p, int64_t begin, int64_t end, const CapsuleRoutingResult<T>& result, T* memory) {
     const Shape s(p);
-    const Workspace w(s, memory);
+    const ForwardSpace w(s, memory);
     set_zero(memory, w.size);  // the rows of padding interests stay zero
-    load_bias(p, s, w);
+    if (p.bias) copy(p.bias, p.e, w.bias);
     for (int64_t b = begin; b < end; ++b) {
-      const int64_t length = p.sequences.length(b), stride = round_up(length, LANES);
-      load_items(p, s, b, w.items);
-      for (int64_t j = 0; j < s.d; ++j) {
-        for (int64_t t = 0; t < length; ++t) w.transposed[j * stride + t] = w.items[t * s.d + j];
-        set_zero(w.transposed + j * stride + length, stride - length);
-      }
+      const int64_t length = p.sequences.length(b), stride = round_up(length, LANES), count = Steps::active(p, b);
+      load_items(p, s, b, stride, w);
       Steps::load_logits(p, b, stride, w.logits);
       set_zero(w.logits + p.interests * stride, (s.k - p.interests) * stride);
-      const int64_t count = Steps::active(p, b);
       for (int64_t i = 0; i < p.iterations; ++i) {
-        if (i > 0) update_logits(p, s, stride, w);
-        iterate(p, s, count, length, stride, w);
+        if (i > 0) update_logits(p, s, length, stride, w);
+        Steps::prefetch_items(p, b + 1, i, p.iterations);
+        Steps::softmax(s.k, count, length, stride, w.logits, w.weights);
+        product<V, TILE_ROWS, TILE_VECTORS>(s.k, s.d, length, Scalars<T>{w.weights, stride, 1}, w.items, s.d, w.y, s.d,
+                                            false);
+      }
+      through_maps(p, s, w.y, [&](int64_t map) { return PackedMap(s, map, p.packed).transposed; }, s.e, w.z);
+      for (int64_t k = 0; k < p.interests; ++k) {
+        if (p.bias) Steps::add_multiple(Steps::total(w.weights + k * stride, length), w.bias, s.e, w.z + k * s.e);
+        Steps::squash(w.z + k * s.e, s.e, w.v + k * s.e);
       }
       Steps::write_result(p, b, stride, s.e, w.weights, w.z, w.v, result);
+      for (int64_t k = 0; k < p.interests; ++k) copy(w.y + k * s.d, p.d, result.pooled + (b * p.interests + k) * p.d);
     }
   }
 
-  // Adds the gradients of maps and bias to the padded sums [map_count, e, d] and [e].
-  static void sum_gradients(const Problem& p, const Shape& s, int64_t length, int64_t stride, const Workspace& w,
-                            T* maps, T* bias) {
-    sum_items(s, length, stride, w);
-    for (int64_t k = 0; k < (p.map_count > 1 ? p.interests : 1); ++k)
-      product<V, TILE_ROWS, TILE_VECTORS>(s.e, s.d, p.map_count > 1 ? 1 : p.interests,
-                                          Scalars<T>{w.z + k * s.e, 1, s.e}, w.y + k * s.d, s.d, maps + k * s.e * s.d,
-                                          s.d, true);
+  // Adds what `count` sequences from b on give to the gradients of maps and bias.
+  static void sum_gradients(const Problem& p, const Shape& s, int64_t b, int64_t count, const Gradients& gradients,
+                            const BackwardSpace& w) {
+    const int64_t maps = p.map_count, sums = count * p.interests;
+    if (gradients.maps) {
+      Steps::load_rows(gradients.pooled + b * p.interests * p.d, sums, p.d, s.d, w.y);
+      for (int64_t m = 0; m < maps; ++m)
+        product<V, TILE_ROWS, TILE_VECTORS>(s.e, s.d, sums / maps, Scalars<T>{w.cotangents + m * s.e, 1, maps * s.e},
+                                            w.y + m * s.d, maps * s.d, w.map_gradient + m * s.e * s.d, s.d, true);
+    }
+    for (int64_t i = 0; gradients.bias && i < sums; ++i) {
+      const int64_t sequence = b + i / p.interests, length = p.sequences.length(sequence);
+      const T* weights = gradients.weights + p.sequences.first(sequence) * p.interests + i % p.interests * length;
+      Steps::add_multiple(Steps::total(weights, length), w.cotangents + i * s.e, p.e, w.bias_gradient);
+    }
+  }
+
+  // The gradient of sequence b's items from dy [interests, d].
+  static void differentiate_items(const Problem& p, const Shape& s, int64_t b, const T* y_gradient,
+                                  const Gradients& gradients, const BackwardSpace& w) {
+    const int64_t first = p.sequences.first(b), length = p.sequences.length(b), padded = round_up(length, TILE_ROWS);
     for (int64_t k = 0; k < p.interests; ++k) {
-      const T n = Steps::total(w.weights + k * stride, length);
-      for (int64_t i = 0; i < s.e; ++i) bias[i] += n * w.z[k * s.e + i];
+      copy(gradients.weights + first * p.interests + k * length, length, w.weights + k * padded);
+      set_zero(w.weights + k * padded + length, padded - length);
     }
+    product<V, TILE_ROWS, TILE_VECTORS>(padded, s.d, p.interests, Scalars<T>{w.weights, 1, padded}, y_gradient, s.d,
+                                        w.items, s.d, false);
+    for (int64_t t = 0; t < length; ++t) Steps::write_gradient(w.items + t * s.d, first + t, p.d, gradients);
+    Steps::clear_gradients(first + length, first + p.sequences.rows(b), p.d, gradients);
   }
 
-  static void backward(const Problem& p, int64_t begin, int64_t end, const CapsuleRoutingGradients<T>& gradients,
-                       T* memory) {
+  static void backward(const Problem& p, int64_t begin, int64_t end, const Gradients& gradients, T* memory) {
     const Shape s(p);
-    const Workspace w(s, memory);
-    T* const maps = memory + w.size;  // sums, padded
-    T* const bias = maps + p.map_count * s.e * s.d;
-    set_zero(memory, w.size + p.map_count * s.e * s.d + s.e);
-    for (int64_t b = begin; b < end; ++b) {
-      const int64_t first = p.sequences.first(b), length = p.sequences.length(b), stride = round_up(length, LANES);
-      for (int64_t k = 0; k < p.interests; ++k) {
-        copy(gradients.weights + first * p.interests + k * length, length, w.weights + k * stride);
-        set_zero(w.weights + k * stride + length, stride - length);
-        copy(gradients.sums + (b * p.interests + k) * p.e, p.e, w.z + k * s.e);
-      }
-      set_zero(w.weights + p.interests * stride, (s.k - p.interests) * stride);
-      if (gradients.maps) {
-        load_items(p, s, b, w.items);
-        sum_gradients(p, s, length, stride, w, maps, bias);
-      }
+    const BackwardSpace w(s, p, memory);
+    set_zero(memory, w.size);
+    for (int64_t m = 0; m < p.map_count; ++m)
+      Steps::load_rows(p.maps + m * p.e * p.d, p.e, p.d, s.d, w.maps + m * s.e * s.d);
+    for (int64_t b = begin; b < end; b += BLOCK) {
+      const int64_t count = end - b < BLOCK ? end - b : BLOCK, maps = p.map_count, sums = count * p.interests;
+      Steps::load_rows(gradients.sums + b * p.interests * p.e, sums, p.e, s.e, w.cotangents);
+      sum_gradients(p, s, b, count, gradients, w);
       if (!gradients.items.data) continue;
-      through_maps(p, s, w.z, s.e, p.e, 0, s.d, w.back);
-      product<V, TILE_ROWS, TILE_VECTORS>(round_up(length, TILE_ROWS), s.d, p.interests,
-                                          Scalars<T>{w.weights, 1, stride}, w.back, s.d, w.items, s.d, false);
-      for (int64_t t = 0; t < length; ++t) write_row(w.items + t * s.d, first + t, p.d, gradients.items);
-      Steps::clear_rows(gradients.items, first + length, first + p.sequences.rows(b), p.d);
+      for (int64_t m = 0; m < maps; ++m)
+        product<V, TILE_ROWS, TILE_VECTORS>(round_up(sums / maps, TILE_ROWS), s.d, p.e,
+                                            Scalars<T>{w.cotangents + m * s.e, maps * s.e, 1}, w.maps + m * s.e * s.d,
+                                            s.d, w.y_gradient + m * s.d, maps * s.d, false);
+      for (int64_t i = 0; i < count; ++i)
+        differentiate_items(p, s, b + i, w.y_gradient + i * p.interests * s.d, gradients, w);
     }
-    if (!gradients.maps) return;
-    for (int64_t row = 0; row < p.map_count * p.e; ++row)
-      copy(maps + (row / p.e * s.e + row % p.e) * s.d, p.d, gradients.maps + row * p.d);
-    copy(bias, p.e, gradients.bias);
+    finish_streaming();
+    for (int64_t row = 0; gradients.maps && row < p.map_count * p.e; ++row)
+      copy(w.map_gradient + (row / p.e * s.e + row % p.e) * s.d, p.d, gradients.maps + row * p.d);
+    if (gradients.bias) copy(w.bias_gradient, p.e, gradients.bias);
   }
 
-  // The backward needs room for its sums, too.
-  static int64_t workspace_with_sums(const Problem& p) {
-    const Shape s(p);
-    return workspace_size(p) + p.map_count * s.e * s.d + s.e;
-  }
-
-  static constexpr CapsuleRoutingKernel<T> KERNEL{packed_size, workspace_with_sums, pack, forward, backward};
+  static constexpr CapsuleRoutingKernel<T> KERNEL{packed_size, workspace_size, pack, forward, backward};
 };
 
 }  // namespace
