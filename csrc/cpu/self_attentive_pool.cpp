@@ -41,7 +41,7 @@ struct Call {
         read(given.items, given.lengths, given.offsets) {
     check_parameters(given);
     const SelfAttentivePoolSizes sizes{given.queries.size(0), given.weight.size(0), given.weight.size(1),
-                                       positions ? positions->size(0) : 1, read.longest};
+                                       positions ? positions->size(0) : 0, read.longest};
     STD_TORCH_CHECK(!positions || read.longest <= sizes.places, "no sequence may be longer than ", sizes.places);
     packed = new_tensor(kernel.packed_size(sizes));
     kernel.pack(parameters(), sizes, mutable_data<T>(packed));
@@ -157,7 +157,7 @@ Gradients self_attentive_pool_backward(Tensor pooled_grad_, Tensor attention_, T
       for (int64_t part = 1; part < parts; ++part)
         for (int64_t i = 0; i < size; ++i) sums[i] += sums[part * size + i];
       const auto to = [](const Tensor& gradient) { return gradient.numel() ? mutable_data<T>(gradient) : nullptr; };
-      call.kernel.unpack_gradients(sums, call.parameters(), p.sizes,
+      call.kernel.unpack_gradients(sums, p.sizes,
                                    {to(gradients[0]), to(gradients[1]), to(gradients[2]), to(gradients[3])});
     }
     return {item_gradient, gradients[0], gradients[1], gradients[2], gradients[3]};

@@ -54,16 +54,16 @@ struct CapsuleSteps {
     for (int64_t i = 0; i < (end - begin) * bytes; i += WIDE) store_streaming(reinterpret_cast<T*>(to + i), V{});
   }
 
-  // Fetches into L2 one of `parts` parts of sequence b's items, while another sequence is computed. Inlined, as gcc
-  // drops calls of a function that does nothing but prefetch.
-  __attribute__((always_inline)) static void prefetch_items(const Problem& p, int64_t b, int64_t part, int64_t parts) {
+  // Fetches into L2, while others are computed, `count` items of sequence b from `start` on, as far as it has them.
+  // Inlined, as gcc drops calls of a function that does nothing but prefetch.
+  __attribute__((always_inline)) static void prefetch_items(const Problem& p, int64_t b, int64_t start, int64_t count) {
     if (b >= p.sequences.batch) return;
     constexpr int64_t CACHE_LINE = 64;
     constexpr int L2 = 2;
     const int64_t row_bytes = p.d * (p.items.element == Element::computed ? sizeof(T) : 2);
-    const int64_t bytes = p.sequences.length(b) * row_bytes;
-    const char* const from = static_cast<const char*>(p.items.data) + p.sequences.first(b) * row_bytes;
-    for (int64_t byte = part * bytes / parts; byte < (part + 1) * bytes / parts; byte += CACHE_LINE)
+    const int64_t left = p.sequences.length(b) - start;
+    const char* const from = static_cast<const char*>(p.items.data) + (p.sequences.first(b) + start) * row_bytes;
+    for (int64_t byte = 0; byte < (count < left ? count : left) * row_bytes; byte += CACHE_LINE)
       __builtin_prefetch(from + byte, 0, L2);
   }
 

@@ -7,6 +7,7 @@
 #pragma once
 
 #include "cpu/kernels/capsule_steps.h"
+#include "cpu/kernels/transpose.h"
 
 namespace cmi_fast {
 namespace {
@@ -31,7 +32,8 @@ struct CapsulesByPlace {
           e(round_up(p.e, LANES > TILE_ROWS ? LANES : TILE_ROWS)),
           votes(round_up(p.interests * e, PANEL)),
           rows(round_up(p.longest, LANES)) {
-      constexpr int64_t MEMORY = 512 << 10, MIN_BLOCK = 8, MAX_BLOCK = 32;  // votes of a block: half the second cache
+      constexpr int64_t MEMORY = 512 << 10, MIN_BLOCK = 8,
+                        MAX_BLOCK = 32;  // votes of a block: most of the second cache
       const int64_t fitting = MEMORY / (int64_t(sizeof(T)) * votes * (rows ? rows : 1)) / TILE_ROWS * TILE_ROWS;
       block = fitting < MIN_BLOCK ? MIN_BLOCK : fitting > MAX_BLOCK ? MAX_BLOCK : fitting;
     }
@@ -80,11 +82,11 @@ struct CapsulesByPlace {
     for (int64_t m = begin; m < end; ++m) {
       T* const place = packed + m / p.interests * s.d * s.votes;
       if (m % p.interests == 0) set_zero(place, s.d * s.votes);
-      for (int64_t i = 0; i < p.e; ++i) {
-        const int64_t column = m % p.interests * s.e + i;
-        T* const to = place + column / PANEL * PANEL * s.d + column % PANEL;
-        const T* row = p.maps + (m * p.e + i) * p.d;
-        for (int64_t j = 0; j < p.d; ++j) to[j * PANEL] = row[j];
+      for (int64_t row = 0, count; row < p.e; row += count) {
+        const int64_t column = m % p.interests * s.e + row, left = PANEL - column % PANEL;  // in its panel
+        count = p.e - row < left ? p.e - row : left;
+        transpose_matrix(p.maps + (m * p.e + row) * p.d, count, p.d, p.d,
+                         place + column / PANEL * PANEL * s.d + column % PANEL, PANEL);
       }
     }
   }
@@ -97,9 +99,10 @@ struct CapsulesByPlace {
     for (int64_t t = 0; t < longest; ++t) {
       T* const votes = w.votes + t * s.votes;
       for (int64_t i = 0; i < count; ++i) {
-        if (t < p.sequences.length(first + i))
+        if (t < p.sequences.length(first + i)) {
           Steps::load_row(p.items, p.sequences.first(first + i) + t, p.d, s.d, w.items + i * s.d);
-        else
+          Steps::prefetch_items(p, first + i, t + 2, 1);
+        } else
           set_zero(w.items + i * s.d, s.d);
         if (p.bias) copy(w.bias, s.votes, votes + i * s.rows * s.votes);
       }
@@ -152,7 +155,10 @@ struct CapsulesByPlace {
     const int64_t stride = s.votes + APART;
     for (int64_t i = 0; i < count; ++i) {
       const int64_t b = sequences[i], first = p.sequences.first(b), length = p.sequences.length(b);
-      if (gradients.maps) Steps::load_row(p.items, first + t, p.d, s.d, w.items + i * s.d);
+      if (gradients.maps) {
+        Steps::load_row(p.items, first + t, p.d, s.d, w.items + i * s.d);
+        Steps::prefetch_items(p, b + GRADIENT_BLOCK, t, 1);
+      }
       for (int64_t k = 0; k < p.interests; ++k) {
         const T weight = gradients.weights[first * p.interests + k * length + t];
         const T* from = gradients.sums + (b * p.interests + k) * p.e;
@@ -183,9 +189,8 @@ struct CapsulesByPlace {
     for (int64_t t = begin; t < end; ++t) {
       set_zero(w.map_gradient, s.votes * s.d);
       const int64_t maps = p.interests * p.e;  // rows of a place
-      const T* from = p.maps + t * maps * p.d;
-      for (int64_t row = 0; row < maps; ++row)
-        copy(from + row * p.d, p.d, w.maps + (row / p.e * s.e + row % p.e) * s.d);
+      for (int64_t k = 0; k < p.interests; ++k)
+        Steps::load_rows(p.maps + (t * maps + k * p.e) * p.d, p.e, p.d, s.d, w.maps + k * s.e * s.d);
       T* const bias = gradients.bias ? gradients.bias + t * p.e : nullptr;
       if (bias) set_zero(bias, p.e);
       int64_t sequences[GRADIENT_BLOCK], count = 0;
@@ -199,6 +204,7 @@ struct CapsulesByPlace {
           count = 0;
         }
       }
+      finish_streaming();
       if (!gradients.maps) continue;
       T* const to = gradients.maps + t * maps * p.d;
       for (int64_t row = 0; row < maps; ++row)

@@ -156,6 +156,7 @@ struct CapsulesEverywhere {
     const ForwardSpace w(s, memory);
     set_zero(memory, w.size);  // the rows of padding interests stay zero
     if (p.bias) copy(p.bias, p.e, w.bias);
+    const int64_t share = p.longest / p.iterations + 1;  // of the next sequence's items, to fetch an iteration
     for (int64_t b = begin; b < end; ++b) {
       const int64_t length = p.sequences.length(b), stride = round_up(length, LANES), count = Steps::active(p, b);
       load_items(p, s, b, stride, w);
@@ -163,7 +164,7 @@ struct CapsulesEverywhere {
       set_zero(w.logits + p.interests * stride, (s.k - p.interests) * stride);
       for (int64_t i = 0; i < p.iterations; ++i) {
         if (i > 0) update_logits(p, s, length, stride, w);
-        Steps::prefetch_items(p, b + 1, i, p.iterations);
+        Steps::prefetch_items(p, b + 1, i * share, share);
         Steps::softmax(s.k, count, length, stride, w.logits, w.weights);
         product<V, TILE_ROWS, TILE_VECTORS>(s.k, s.d, length, Scalars<T>{w.weights, stride, 1}, w.items, s.d, w.y, s.d,
                                             false);

@@ -1,157 +1,50 @@
-// Interests by self-attention: with the item x_t and what its place adds, the shift c_t = W p_t + c,
-//   h_t = tanh(W x_t + c_t),   s_tk = q_k . h_t,   a_k = softmax of s_k over the items,   u_k = sum_t a_tk x_t.
+// Interests by self-attention: with the item x_t, the key y_t = x_t + p_t, what its place adds included,
+//   h_t = tanh(W y_t + c),   s_tk = q_k . h_t,   a_k = softmax of s_k over the items,   u_k = sum_t a_tk x_t.
 // Given the cotangent U_k of u_k, with b_tk = x_t . U_k,
-//   ds_tk = a_tk (b_tk - sum_t' a_t'k b_t'k),   dh_t = sum_k ds_tk q_k,   dc_t = dh_t (1 - h_t^2),
-//   dx_t = sum_k a_tk U_k + W' dc_t,   dW = sum_t dc_t x_t',   dq_k = sum_t ds_tk h_t.
+//   ds_tk = a_tk (b_tk - sum_t' a_t'k b_t'k),   dg_t = (sum_k ds_tk q_k) (1 - h_t^2),   dy_t = W' dg_t,
+//   dx_t = sum_k a_tk U_k + dy_t,   dp_t = sum over sequences of dy_t,   dW = sum_t dg_t y_t',   dc = sum_t dg_t,
+//   dq_k = sum_t ds_tk h_t.
 //
-// The hidden layer, the largest thing here, never leaves the first cache: it exists for a block of items and a panel of
-// its columns at a time, and the backward computes it again.
+// The hidden layer, the largest thing here, never leaves the first caches: it exists for a block of items and a panel
+// of its columns at a time, and the backward computes it again.
 #include "cpu/kernels/self_attentive_pool.h"
 
-#include "cpu/kernels/place_buffers.h"
 #include "cpu/kernels/product.h"
 #include "cpu/kernels/rows.h"
+#include "cpu/kernels/self_attentive_layout.h"
 
 namespace cmi_fast {
 namespace {
 
-constexpr int64_t BLOCK = 32;  // items
-constexpr int64_t PANEL = 64;  // columns of the hidden layer
-// Tiles: enough accumulators to hide the latency of their sums, few enough for the registers.
-constexpr int TILE_ROWS = 4;
-constexpr int TILE_VECTORS = REGISTERS == 32 ? 4 : 2;
-constexpr int NARROW = WIDE < 32 ? WIDE : 32;  // of vectors over the interests: they are few
-static_assert(BLOCK % TILE_ROWS == 0 && PANEL % TILE_ROWS == 0);
-
 template <class T>
-struct Loops {
+struct Loops : SelfAttentivePoolLayout<T> {
   using Problem = SelfAttentivePool<T>;
   using Gradients = SelfAttentivePoolGradients<T>;
-  using Sizes = SelfAttentivePoolSizes;
-  using V = Vector<T, WIDE>;
-  using N = Vector<T, NARROW>;
-  static constexpr int LANES = VectorOf<T, WIDE>::LANES;
-  static constexpr int NARROW_LANES = VectorOf<T, NARROW>::LANES;
+  using Layout = SelfAttentivePoolLayout<T>;
+  using Layout::LANES, Layout::NARROW_LANES;
+  using typename Layout::N, typename Layout::Packed, typename Layout::Shape, typename Layout::Sums;
+  using typename Layout::V, typename Layout::Workspace;
 
-  // Everything padded with zeros, which add nothing.
-  struct Shape {
-    int64_t k, h, d, places, rows;
-
-    explicit Shape(const Sizes& sizes)
-        : k(round_up(sizes.interests, NARROW_LANES > TILE_ROWS ? NARROW_LANES : TILE_ROWS)),
-          h(round_up(sizes.hidden, PANEL)),
-          d(round_up(sizes.d, LANES)),
-          places(sizes.places),
-          rows(round_up(sizes.longest, TILE_ROWS)) {}
-  };
-
-  // W' in panels [h / PANEL, d, PANEL], W [h, d], queries [k, h], the shift [places, h].
-  struct Packed {
-    T *panels, *weight, *queries, *shift;
-    int64_t size;
-
-    Packed(const Shape& s, const T* memory) {
-      size = place_buffers({s.h * s.d, s.h * s.d, s.k * s.h, s.places * s.h}, {&panels, &weight, &queries, &shift},
-                           const_cast<T*>(memory));
-    }
-  };
-
-  // Sums of gradients: of W [h, d], of the queries [k, h], of the shift [places, h].
-  struct Sums {
-    T *weight, *queries, *shift;
-    int64_t size;
-
-    Sums(const Shape& s, const T* memory) {
-      size = place_buffers({s.h * s.d, s.k * s.h, s.places * s.h}, {&weight, &queries, &shift}, const_cast<T*>(memory));
-    }
-  };
-
-  // Of one thread: the items of a sequence [rows, d], their scores and weights [rows, k]; a panel of the hidden layer
-  // and its gradient; sums of each lane for the scores [BLOCK, k, LANES]; items' gradient; interests or their cotangent
-  // [k, d], and its transpose.
-  struct Workspace {
-    T *items, *scores, *weights, *hidden, *hidden_gradient, *lanes, *item_gradient, *pooled, *transposed;
-    int64_t size;
-
-    Workspace(const Shape& s, T* memory) {
-      size = place_buffers(
-          {s.rows * s.d, s.rows * s.k, s.rows * s.k, BLOCK * PANEL, BLOCK * PANEL, BLOCK * s.k * LANES, BLOCK * s.d,
-           s.k * s.d, s.k * s.d},
-          {&items, &scores, &weights, &hidden, &hidden_gradient, &lanes, &item_gradient, &pooled, &transposed}, memory);
-    }
-  };
-
-  static int64_t packed_size(const Sizes& sizes) { return Packed(Shape(sizes), nullptr).size; }
-  static int64_t workspace_size(const Sizes& sizes) { return Workspace(Shape(sizes), nullptr).size; }
-  static int64_t gradient_size(const Sizes& sizes) { return Sums(Shape(sizes), nullptr).size; }
-
-  static T inner(const T* a, const T* b, int64_t count) {
-    T sum = 0;
-#pragma omp simd reduction(+ : sum)
-    for (int64_t i = 0; i < count; ++i) sum += a[i] * b[i];
-    return sum;
-  }
-
-  static void add_multiple(T factor, const T* from, int64_t count, T* to) {
-#pragma omp simd
-    for (int64_t i = 0; i < count; ++i) to[i] += factor * from[i];
-  }
-
-  static void pack(const SelfAttentivePoolParameters<const T>& parameters, const Sizes& sizes, T* memory) {
-    const Shape s(sizes);
-    const Packed packed(s, memory);
-    set_zero(memory, packed.size);
-    for (int64_t j = 0; j < sizes.hidden; ++j) {
-      const T* row = parameters.weight + j * sizes.d;
-      copy(row, sizes.d, packed.weight + j * s.d);
-      for (int64_t i = 0; i < sizes.d; ++i) packed.panels[(j / PANEL * s.d + i) * PANEL + j % PANEL] = row[i];
-    }
-    for (int64_t k = 0; k < sizes.interests; ++k)
-      copy(parameters.queries + k * sizes.hidden, sizes.hidden, packed.queries + k * s.h);
-    for (int64_t t = 0; t < sizes.places; ++t) {
-      T* const shift = packed.shift + t * s.h;
-      if (parameters.bias) copy(parameters.bias, sizes.hidden, shift);
-      for (int64_t j = 0; parameters.positions && j < sizes.hidden; ++j)
-        shift[j] += inner(parameters.weight + j * sizes.d, parameters.positions + t * sizes.d, sizes.d);
-    }
-  }
-
-  // What the sums come to, through the shift too: dp_t = W' dc_t, dW += sum_t dc_t p_t', dc = sum_t dc_t.
-  static void unpack_gradients(const T* sum, const SelfAttentivePoolParameters<const T>& parameters, const Sizes& sizes,
-                               const SelfAttentivePoolParameters<T>& gradients) {
-    const Shape s(sizes);
-    const Sums sums(s, sum);
-    const int64_t hidden = sizes.hidden, d = sizes.d;
-    for (int64_t k = 0; gradients.queries && k < sizes.interests; ++k)
-      copy(sums.queries + k * s.h, hidden, gradients.queries + k * hidden);
-    for (int64_t j = 0; gradients.weight && j < hidden; ++j) copy(sums.weight + j * s.d, d, gradients.weight + j * d);
-    if (gradients.bias) set_zero(gradients.bias, hidden);
-    if (gradients.positions) set_zero(gradients.positions, sizes.places * d);
-    for (int64_t t = 0; t < sizes.places; ++t) {
-      const T* shift = sums.shift + t * s.h;
-      if (gradients.bias) add(shift, hidden, gradients.bias);
-      for (int64_t j = 0; parameters.positions && j < hidden; ++j) {
-        if (gradients.weight) add_multiple(shift[j], parameters.positions + t * d, d, gradients.weight + j * d);
-        if (gradients.positions) add_multiple(shift[j], parameters.weight + j * d, d, gradients.positions + t * d);
-      }
-    }
-  }
-
-  // The items of sequence b, padded to whole tiles of rows.
-  static int64_t load_items(const Problem& p, const Shape& s, int64_t b, T* items) {
+  // The items of sequence b, padded to whole tiles of rows, and their keys.
+  static int64_t load_items(const Problem& p, const Shape& s, const Packed& packed, int64_t b, const Workspace& w) {
     const int64_t first = p.sequences.first(b), length = p.sequences.length(b), d = p.sizes.d;
     for (int64_t t = 0; t < length; ++t) {
-      T* const to = items + t * s.d;
+      T* const to = w.items + t * s.d;
       const T* row = read_row(p.items, first + t, d, to);
       if (row != to) copy(row, d, to);
       set_zero(to + d, s.d - d);
     }
     const int64_t padded = round_up(length, TILE_ROWS);
-    set_zero(items + length * s.d, (padded - length) * s.d);
+    set_zero(w.items + length * s.d, (padded - length) * s.d);
+    if (w.keys == w.items) return padded;
+    for (int64_t i = 0; i < length * s.d; i += LANES)
+      store(w.keys + i, load<V>(w.items + i) + load<V>(packed.positions + i));
+    set_zero(w.keys + length * s.d, (padded - length) * s.d);
     return padded;
   }
 
-  // (1 - e) / (1 + e) with e = exp(-2 |x|), and the sign of x, of a panel in place.
+  // (1 - e) / (1 + e) with e = exp(-2 |x|), and the sign of x, of a panel in place. Two quotients a / b and c / d are
+  // a d / (b d) and c b / (b d): a division takes longer than the three products.
   static void hyperbolic_tangent(int64_t count, T* x) {
     constexpr int STEP = 4;
     for (int64_t i = 0; i < count; i += STEP * LANES) {
@@ -163,9 +56,11 @@ struct Loops {
       }
       exp2_nonpositive<T, WIDE>(e);
 #pragma GCC unroll 4
-      for (int v = 0; v < STEP; ++v) {
-        const V tangent = (T(1) - e[v]) / (T(1) + e[v]);
-        store(x + i + v * LANES, value[v] < 0 ? -tangent : tangent);
+      for (int v = 0; v < STEP; v += 2) {
+        const V below[] = {T(1) + e[v], T(1) + e[v + 1]}, inverse = T(1) / (below[0] * below[1]);
+        const V tangent[] = {(T(1) - e[v]) * (below[1] * inverse), (T(1) - e[v + 1]) * (below[0] * inverse)};
+        for (int half = 0; half < 2; ++half)
+          store(x + i + (v + half) * LANES, value[v + half] < 0 ? -tangent[half] : tangent[half]);
       }
     }
   }
@@ -173,11 +68,8 @@ struct Loops {
   // PANEL columns of the hidden layer from `column` on, for `rows` items from place `start` on.
   static void compute_hidden(const Problem& p, const Shape& s, const Packed& packed, int64_t start, int64_t rows,
                              int64_t column, const Workspace& w) {
-    for (int64_t i = 0; i < rows; ++i) {
-      const int64_t place = start + i < s.places ? start + i : s.places - 1;  // the last one serves all, and padding
-      copy(packed.shift + place * s.h + column, PANEL, w.hidden + i * PANEL);
-    }
-    product<V, TILE_ROWS, TILE_VECTORS>(rows, PANEL, p.sizes.d, Scalars<T>{w.items + start * s.d, s.d, 1},
+    for (int64_t i = 0; i < rows; ++i) copy(packed.bias + column, PANEL, w.hidden + i * PANEL);
+    product<V, TILE_ROWS, TILE_VECTORS>(rows, PANEL, p.sizes.d, Scalars<T>{w.keys + start * s.d, s.d, 1},
                                         packed.panels + column * s.d, PANEL, w.hidden, PANEL, true);
     hyperbolic_tangent(rows * PANEL, w.hidden);
   }
@@ -186,14 +78,27 @@ struct Loops {
   // columns, as there are too few interests for vectors over them.
   static void add_to_lanes(const Problem& p, const Shape& s, const Packed& packed, int64_t rows, int64_t column,
                            const Workspace& w) {
-    for (int64_t i = 0; i < rows; ++i)
-      for (int64_t k = 0; k < p.sizes.interests; ++k) {
+    constexpr int ITEMS = 2, INTERESTS = 4;  // of a tile
+    static_assert(TILE_ROWS % ITEMS == 0);
+    for (int64_t i = 0; i < rows; i += ITEMS)
+      for (int64_t k = 0; k < p.sizes.interests; k += INTERESTS) {
         T* const lanes = w.lanes + (i * s.k + k) * LANES;
         const T *hidden = w.hidden + i * PANEL, *query = packed.queries + k * s.h + column;
-        V sum = column > 0 ? load<V>(lanes) : V{};
-#pragma GCC unroll 16
-        for (int64_t j = 0; j < PANEL; j += LANES) sum += load<V>(hidden + j) * load<V>(query + j);
-        store(lanes, sum);
+        V sum[ITEMS][INTERESTS];
+        const auto each = [](auto step) {
+#pragma GCC unroll 4
+          for (int item = 0; item < ITEMS; ++item)
+#pragma GCC unroll 4
+            for (int interest = 0; interest < INTERESTS; ++interest) step(item, interest);
+        };
+        each([&](int item, int interest) {
+          sum[item][interest] = column > 0 ? load<V>(lanes + (item * s.k + interest) * LANES) : V{};
+        });
+        for (int64_t j = 0; j < PANEL; j += LANES)
+          each([&](int item, int interest) {
+            sum[item][interest] += load<V>(hidden + item * PANEL + j) * load<V>(query + interest * s.h + j);
+          });
+        each([&](int item, int interest) { store(lanes + (item * s.k + interest) * LANES, sum[item][interest]); });
       }
   }
 
@@ -222,7 +127,7 @@ struct Loops {
     set_zero(w.scores, s.rows * s.k);  // the padding's softmax is computed, too
     for (int64_t b = begin; b < end; ++b) {
       const int64_t first = p.sequences.first(b), length = p.sequences.length(b);
-      const int64_t padded = load_items(p, s, b, w.items);
+      const int64_t padded = load_items(p, s, packed, b, w);
       for (int64_t start = 0; start < length; start += BLOCK) {
         const int64_t rows = block_rows(padded, start);
         for (int64_t column = 0; column < s.h; column += PANEL) {
@@ -284,12 +189,9 @@ struct Loops {
     }
     if (!sums_memory) return;
     const Sums sums(s, sums_memory);
-    for (int64_t i = 0; i < rows; ++i) {
-      const int64_t place = start + i < s.places ? start + i : s.places - 1;  // padding adds zeros
-      add(w.hidden_gradient + i * PANEL, PANEL, sums.shift + place * s.h + column);
-    }
-    product<V, TILE_ROWS, TILE_VECTORS>(PANEL, s.d, rows, Scalars<T>{w.hidden_gradient, 1, PANEL},
-                                        w.items + start * s.d, s.d, sums.weight + column * s.d, s.d, true);
+    for (int64_t i = 0; i < rows; ++i) add(w.hidden_gradient + i * PANEL, PANEL, sums.bias + column);
+    product<V, TILE_ROWS, TILE_VECTORS>(PANEL, s.d, rows, Scalars<T>{w.hidden_gradient, 1, PANEL}, w.keys + start * s.d,
+                                        s.d, sums.weight + column * s.d, s.d, true);
   }
 
   static void backward(const Problem& p, int64_t begin, int64_t end, const Gradients& gradients, T* memory) {
@@ -298,22 +200,25 @@ struct Loops {
     const Workspace w(s, memory);
     const MutableRows out = gradients.items;
     const int64_t bytes = p.sizes.d * (out.element == Element::computed ? sizeof(T) : 2);
-    if (gradients.parameters) set_zero(gradients.parameters, Sums(s, nullptr).size);
+    if (gradients.parameters) set_zero(gradients.parameters, Layout::gradient_size(p.sizes));
+    T* const positions = gradients.parameters && s.places ? Sums(s, gradients.parameters).positions : nullptr;
     for (int64_t b = begin; b < end; ++b) {
       const int64_t first = p.sequences.first(b), length = p.sequences.length(b);
-      const int64_t padded = load_items(p, s, b, w.items);
+      const int64_t padded = load_items(p, s, packed, b, w);
       load_cotangents(p, s, b, padded, gradients, w);
       for (int64_t start = 0; start < length; start += BLOCK) {
         const int64_t rows = block_rows(padded, start);
-        if (out.data)
-          product<V, TILE_ROWS, TILE_VECTORS>(rows, s.d, p.sizes.interests, Scalars<T>{w.weights + start * s.k, s.k, 1},
-                                              w.pooled, s.d, w.item_gradient, s.d, false);
         for (int64_t column = 0; column < s.h; column += PANEL) {
           differentiate_hidden(p, s, packed, start, rows, column, gradients.parameters, w);
-          if (out.data)
+          if (out.data || positions)
             product<V, TILE_ROWS, TILE_VECTORS>(rows, s.d, PANEL, Scalars<T>{w.hidden_gradient, PANEL, 1},
-                                                packed.weight + column * s.d, s.d, w.item_gradient, s.d, true);
+                                                packed.weight + column * s.d, s.d, w.item_gradient, s.d, column > 0);
         }
+        if (positions)
+          add(w.item_gradient, (length - start < rows ? length - start : rows) * s.d, positions + start * s.d);
+        if (out.data)
+          product<V, TILE_ROWS, TILE_VECTORS>(rows, s.d, p.sizes.interests, Scalars<T>{w.weights + start * s.k, s.k, 1},
+                                              w.pooled, s.d, w.item_gradient, s.d, true);
         for (int64_t i = 0; out.data && i < rows && start + i < length; ++i)
           write_row(w.item_gradient + i * s.d, first + start + i, p.sizes.d, out);
       }
@@ -322,8 +227,9 @@ struct Loops {
     }
   }
 
-  static constexpr SelfAttentivePoolKernel<T> KERNEL{packed_size, workspace_size, gradient_size,   pack,
-                                                     forward,     backward,       unpack_gradients};
+  static constexpr SelfAttentivePoolKernel<T> KERNEL{
+      Layout::packed_size,     Layout::workspace_size, Layout::gradient_size, Layout::pack, forward, backward,
+      Layout::unpack_gradients};
 };
 
 }  // namespace

@@ -9,7 +9,7 @@ namespace cmi_fast {
 
 struct SelfAttentivePoolSizes {
   int64_t interests, hidden, d;
-  int64_t places;   // rows of positions; 1 without: all places are the same
+  int64_t places;   // rows of positions; 0 without
   int64_t longest;  // sequence
 };
 
@@ -47,8 +47,8 @@ struct SelfAttentivePoolKernel {
                   T* workspace);
   void (*backward)(const SelfAttentivePool<T>& p, int64_t begin, int64_t end,
                    const SelfAttentivePoolGradients<T>& gradients, T* workspace);
-  void (*unpack_gradients)(const T* sum, const SelfAttentivePoolParameters<const T>& parameters,
-                           const SelfAttentivePoolSizes& sizes, const SelfAttentivePoolParameters<T>& gradients);
+  void (*unpack_gradients)(const T* sum, const SelfAttentivePoolSizes& sizes,
+                           const SelfAttentivePoolParameters<T>& gradients);
 };
 
 struct SelfAttentivePoolKernels {
