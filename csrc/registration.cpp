@@ -49,6 +49,15 @@ STABLE_TORCH_LIBRARY(cmi_fast, library) {
       "-> (Tensor, Tensor, Tensor, Tensor, Tensor)");
 
   library.def(
+      "item_gru(Tensor ids, Tensor table, Tensor weight_ih, Tensor weight_hh, Tensor? bias_ih, Tensor? bias_hh, "
+      "Tensor? lengths, Tensor? offsets, bool normalize, bool save) -> (Tensor last, Tensor saved)");
+  library.def(
+      "item_gru_backward(Tensor last_grad, Tensor saved, Tensor ids, Tensor table, Tensor weight_ih, "
+      "Tensor weight_hh, Tensor? bias_ih, Tensor? bias_hh, Tensor? lengths, Tensor? offsets, bool normalize, "
+      "bool save, bool table_grad, bool weight_ih_grad, bool weight_hh_grad, bool bias_ih_grad, bool bias_hh_grad) "
+      "-> (Tensor, Tensor, Tensor, Tensor, Tensor)");
+
+  library.def(
       "self_attentive_pool(Tensor items, Tensor weight, Tensor queries, Tensor? bias, Tensor? positions, "
       "Tensor? lengths, Tensor? offsets) -> (Tensor pooled, Tensor attention)");
   library.def(

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from cmi_fast.functional import (
     interest_softmax_loss,
+    item_gru,
     item_soft_assignment_pool,
     nt_xent_loss,
     orthogonality_loss,
@@ -80,8 +81,8 @@ class CMI(MultiInterestModel):
         return AuthorsCMI(num_items, **options)
 
     def pool(self, history: Tensor, lengths: Tensor, views: Tensor | None = None) -> Tensor:
-        """Unit interests [B, m, d] of ``history`` [B, L] (item rows), or [V, B, m, d] of its ``views`` [V, B, L]."""
-        pooled = item_soft_assignment_pool(
+        """Interests [B, m, d] of ``history`` [B, L] (item rows), or [V, B, m, d] of its ``views`` [V, B, L]."""
+        return item_soft_assignment_pool(
             history,
             self.items,
             self.categories,
@@ -90,14 +91,14 @@ class CMI(MultiInterestModel):
             views=views,
             backend=self.backend,
         )
-        return F.normalize(pooled, dim=-1)
 
     def general(self, history: Tensor, lengths: Tensor) -> Tensor | None:
         """The general interest u_g [B, d], None without a GRU."""
         if self.gru is None:
             return None
-        general: Tensor = self.gru(self.item_vectors(history), lengths)
-        return general
+        return item_gru(
+            history, self.items, *self.gru.all_weights[0], lengths, normalize=True, backend=self.gru.backend
+        )
 
     def item_vectors(self, rows: Tensor | None = None) -> Tensor:
         """Unit item vectors: [*rows.shape, d], all V without ``rows``."""
@@ -108,7 +109,7 @@ class CMI(MultiInterestModel):
 
         max_k(u_k . v / epsilon) + u_g . v = max_k((u_k / epsilon + u_g) . v), so one vector an interest suffices.
         """
-        vectors = self.pool(history, lengths) / self.temperature
+        vectors = F.normalize(self.pool(history, lengths), dim=-1) / self.temperature
         general = self.general(history, lengths)
         return vectors if general is None else vectors + general[:, None]
 
@@ -118,7 +119,7 @@ class CMI(MultiInterestModel):
         full, first, second = self.pool(history, lengths, torch.cat([everything, views]))
         candidates = torch.cat([positives, negatives])
         main = interest_softmax_loss(
-            full,
+            F.normalize(full, dim=-1),
             self.item_vectors(candidates),
             torch.arange(len(positives), device=candidates.device),
             self.general(history, lengths),

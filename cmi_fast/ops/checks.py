@@ -160,6 +160,12 @@ def check_views(views: Tensor | None, shape: torch.Size) -> None:
         raise ValueError(f"views: expected 1 to {MAX_VIEWS} views, found {len(views)}")
 
 
+def check_ids(ids: Tensor, table: Tensor, lengths: Tensor | None) -> None:
+    """``ids`` [B, L] within ``lengths`` [B], or all of them, are rows of ``table``."""
+    inside = None if lengths is None else torch.arange(ids.shape[1], device=ids.device) < lengths[:, None]
+    check_range("ids", ids, 0, len(table), IndexError, only=inside)
+
+
 def check_range(
     name: str, values: Tensor, low: int, high: int, error: type[Exception], *, only: Tensor | None = None
 ) -> None:

@@ -60,16 +60,7 @@ def gru(
         RuntimeError: a second derivative through the kernel (the reference has one).
     """
     check_tensor("items", items, "[T, d]" if offsets is not None else "[B, L, d]")
-    check_tensor("weight_ih", weight_ih, "[3 hidden, d]")
-    check_tensor("weight_hh", weight_hh, "[3 hidden, hidden]")
-    check_not_empty("weight_ih", weight_ih, "[3 hidden, d]")
-    hidden = weight_hh.shape[1]
-    check_shape("weight_hh", weight_hh, (3 * hidden, hidden), "[3 hidden, hidden]")
-    check_shape("weight_ih", weight_ih, (3 * hidden, items.shape[-1]), "[3 hidden, d], as weight_hh and items")
-    for name, bias in (("bias_ih", bias_ih), ("bias_hh", bias_hh)):
-        if bias is not None:
-            check_tensor(name, bias, "[3 hidden]")
-            check_shape(name, bias, (3 * hidden,), "[3 hidden], as weight_hh")
+    check_parameters("items", items, weight_ih, weight_hh, bias_ih, bias_hh)
     items, weight_ih, weight_hh = cast_for_autocast(items, weight_ih, weight_hh)
     bias_ih, bias_hh = (None if bias is None else cast_for_autocast(bias)[0] for bias in (bias_ih, bias_hh))
     check_same(
@@ -95,6 +86,32 @@ def gru(
     return _gru(*inputs, lengths, offsets, save)
 
 
+def check_parameters(
+    name: str, rows: Tensor, weight_ih: Tensor, weight_hh: Tensor, bias_ih: Tensor | None, bias_hh: Tensor | None
+) -> None:
+    """Shapes as ``torch.nn.GRU`` has them, d that of ``rows`` [..., d]."""
+    check_tensor("weight_ih", weight_ih, "[3 hidden, d]")
+    check_tensor("weight_hh", weight_hh, "[3 hidden, hidden]")
+    check_not_empty("weight_ih", weight_ih, "[3 hidden, d]")
+    hidden = weight_hh.shape[1]
+    check_shape("weight_hh", weight_hh, (3 * hidden, hidden), "[3 hidden, hidden]")
+    check_shape("weight_ih", weight_ih, (3 * hidden, rows.shape[-1]), f"[3 hidden, d], as weight_hh and {name}")
+    for bias_name, bias in (("bias_ih", bias_ih), ("bias_hh", bias_hh)):
+        if bias is not None:
+            check_tensor(bias_name, bias, "[3 hidden]")
+            check_shape(bias_name, bias, (3 * hidden,), "[3 hidden], as weight_hh")
+
+
+def empty_results(rows: int, batch: int, weight_hh: Tensor, save: bool) -> tuple[Tensor, Tensor]:
+    """The last states, and what is saved of ``rows`` items, as to their shapes."""
+    hidden = weight_hh.shape[1]
+    # n, r, z, q and the state before each item, in the kernel's padding of rows.
+    saved = weight_hh.new_empty(
+        rows if save else 0, 5 * (-(-hidden // 16) * 16), dtype=accumulation_type(weight_hh.dtype)
+    )
+    return weight_hh.new_empty(batch, hidden), saved
+
+
 def _fake(
     items: Tensor,
     weight_ih: Tensor,
@@ -106,11 +123,7 @@ def _fake(
     save: bool,
 ) -> tuple[Tensor, Tensor]:
     batch = items.shape[0] if offsets is None else offsets.shape[0] - 1
-    hidden = weight_hh.shape[1]
-    rows = items.shape[:-1].numel() if save else 0
-    # n, r, z, q and the state before each item, in the kernel's padding of rows.
-    saved = items.new_empty(rows, 5 * (-(-hidden // 16) * 16), dtype=accumulation_type(items.dtype))
-    return items.new_empty(batch, hidden), saved
+    return empty_results(items.shape[:-1].numel(), batch, weight_hh, save)
 
 
 if _native.available:

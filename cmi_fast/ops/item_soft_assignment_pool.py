@@ -14,8 +14,8 @@ from cmi_fast.ops.checks import (
     INTEGER,
     as_int64,
     check_device,
+    check_ids,
     check_not_empty,
-    check_range,
     check_same,
     check_sequences,
     check_shape,
@@ -97,7 +97,7 @@ def item_soft_assignment_pool(
     )
     can_check = values_can_be_read(ids)
     if can_check and (chosen != "cpu" or sparse_grad):
-        _check_ids(ids, table, lengths)
+        check_ids(ids, table, lengths)
     if chosen == "reference":
         with without_autocast(table.device):
             temperature = number if tensor is None else tensor
@@ -113,13 +113,8 @@ def item_soft_assignment_pool(
         return operator(ids, table, categories, lengths, offsets, views, number, tensor)
     except RuntimeError:
         if can_check:  # the CPU operator has found an id that is no row; this names its position
-            _check_ids(ids, table, lengths)
+            check_ids(ids, table, lengths)
         raise
-
-
-def _check_ids(ids: Tensor, table: Tensor, lengths: Tensor | None) -> None:
-    inside = None if lengths is None else torch.arange(ids.shape[1], device=ids.device) < lengths[:, None]
-    check_range("ids", ids, 0, len(table), IndexError, only=inside)
 
 
 def _rows_read(ids: Tensor, table: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -21,12 +21,16 @@ def item_soft_assignment_pool(
     sparse_grad: bool = False,
 ) -> Tensor:
     """Shapes as in ``cmi_fast.functional.item_soft_assignment_pool``."""
-    member = torch.ones_like(ids, dtype=torch.bool)  # [B, L] or [T]
+    items = gather(ids, table, lengths, sparse_grad).to(categories.dtype)
+    return soft_assignment_pool(items, categories, lengths, offsets, temperature, views)
+
+
+def gather(ids: Tensor, table: Tensor, lengths: Tensor | None, sparse_grad: bool = False) -> Tensor:
+    """The rows of ``table`` that ``ids`` [B, L] or [T] name within ``lengths``, [..., d], in the type sums run in."""
+    member = torch.ones_like(ids, dtype=torch.bool)
     if lengths is not None:
         member = torch.arange(ids.shape[1], device=ids.device) < lengths[:, None]
-    gather = _gather_members if sparse_grad or len(table) == 0 else _gather
-    items = gather(ids, table, member).to(categories.dtype)
-    return soft_assignment_pool(items, categories, lengths, offsets, temperature, views)
+    return (_gather_members if sparse_grad or len(table) == 0 else _gather)(ids, table, member)
 
 
 def _gather(ids: Tensor, table: Tensor, member: Tensor) -> Tensor:

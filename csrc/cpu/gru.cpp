@@ -12,6 +12,7 @@
 #include "cpu/parallel.h"
 #include "cpu/partition.h"
 #include "cpu/streaming.h"
+#include "cpu/table_items.h"
 
 namespace cmi_fast {
 
@@ -21,17 +22,19 @@ namespace {
 
 using OptionalTensor = std::optional<Tensor>;
 
-// Parameters as torch.nn.GRU has them; items are [B, L, d] or [T, d].
+// Parameters as torch.nn.GRU has them; items are [B, L, d] or [T, d], or with ids [B, L] or [T] the table.
 struct Arguments {
   Tensor items, weight_ih, weight_hh;
   OptionalTensor bias_ih, bias_hh, lengths, offsets;
+  OptionalTensor ids = {};
+  bool normalize = false;
 };
 
 // The arguments of one call, checked and contiguous, with what threads share. T is what is computed in.
 template <class T>
 struct Call {
   const GruKernel<T>& kernel = of_type<T>(CMI_FAST_KERNEL(GruKernels, gru));
-  Tensor items, index, packed;
+  Tensor items, index, ids, packed;
   std::optional<GruBlocks> blocks;
   Gru<T> problem;
   int64_t rows;
@@ -41,8 +44,9 @@ struct Call {
     items = torch::stable::contiguous(given.items);
     const int64_t d = items.size(-1), hidden = given.weight_hh.size(1);
     const Sequences sequences = read_sequences(given);
-    rows = items.numel() / d;
+    rows = given.ids ? given.ids->numel() : items.numel() / d;
     check_sequences(sequences, rows);
+    if (given.ids) ids = contiguous_ids(*given.ids, sequences, items.size(0));
     blocks.emplace(sequences);
     packed = new_tensor(kernel.packed_size(d, hidden));
     pack_weights(given, d, hidden);
@@ -51,6 +55,8 @@ struct Call {
                .block = blocks->block,
                .first_saved = blocks->first_saved.data(),
                .items = {items.const_data_ptr(), element<T>(items)},
+               .ids = given.ids ? data<int64_t>(ids) : nullptr,
+               .normalize = given.normalize,
                .d = d,
                .hidden = hidden,
                .packed = data<T>(packed)};
@@ -59,7 +65,11 @@ struct Call {
   Tensor new_tensor(int64_t size) const { return torch::stable::new_empty(items, {size}, SCALAR_TYPE<T>); }
 
   static void check_shapes(const Arguments& given) {
-    STD_TORCH_CHECK(given.items.dim() == (given.offsets ? 2 : 3), "items must be [B, L, d], or [T, d] with offsets");
+    const Tensor& rows = given.ids ? *given.ids : given.items;
+    STD_TORCH_CHECK(
+        rows.dim() == (given.offsets ? 1 : 2) + (given.ids ? 0 : 1),
+        given.ids ? "ids must be [B, L], or [T] with offsets" : "items must be [B, L, d], or [T, d] with offsets");
+    STD_TORCH_CHECK(!given.ids || given.items.dim() == 2, "table must be [V, d]");
     STD_TORCH_CHECK(!given.offsets || given.offsets->numel() > 0, "offsets must be [B + 1]");
     STD_TORCH_CHECK(!(given.offsets && given.lengths), "give lengths or offsets, not both");
     STD_TORCH_CHECK(given.weight_hh.dim() == 2 && given.weight_hh.size(1) > 0 &&
@@ -74,8 +84,9 @@ struct Call {
   }
 
   Sequences read_sequences(const Arguments& given) {
-    const int64_t batch = given.offsets ? given.offsets->numel() - 1 : given.items.size(0);
-    Sequences sequences{batch, given.offsets ? 0 : given.items.size(1), nullptr, nullptr};
+    const Tensor& rows = given.ids ? *given.ids : given.items;
+    const int64_t batch = given.offsets ? given.offsets->numel() - 1 : rows.size(0);
+    Sequences sequences{batch, given.offsets ? 0 : rows.size(1), nullptr, nullptr};
     if (given.offsets) {
       index = contiguous_index(*given.offsets, "offsets", batch + 1);
       sequences.offsets = data<int64_t>(index);
@@ -137,16 +148,23 @@ Gradients backward(const Call<T>& call, const Tensor& last_grad_, const Tensor& 
   const int64_t parts = call.blocks->gradient_parts(size * sizeof(T));
   const Tensor partial = call.new_tensor(parameters ? parts * size : 0);
   T* const sums = mutable_data<T>(partial);
+  const bool of_table = given.ids && wanted[0];
+  SharedRows shared;  // none without a table
+  if (of_table) shared = shared_rows(p.sequences, p.ids, call.rows, call.items.size(0), [](int64_t) { return true; });
+  const Tensor shared_gradients = call.new_tensor(shared.count * p.d);
   call.parallel(parts, [&](int64_t part, int64_t begin, int64_t end, T* workspace) {
     call.kernel.backward(
         p, begin, end,
         {.last = {last_grad.const_data_ptr(), element<T>(last_grad)},
          .saved = data<T>(saved),
          .items = written[0],
+         .shared = mutable_data<T>(shared_gradients),
+         .place = of_table ? shared.place.data() : nullptr,
          .stream = wanted[0] && result[0].scalar_type() == SCALAR_TYPE<T> && worth_streaming<T>(result[0]),
          .parameters = parameters ? sums + part * size : nullptr},
         workspace);
   });
+  if (of_table) sum_into_table(data<T>(shared_gradients), shared, result[0]);
   if (parameters) {
     for (int64_t part = 1; part < parts; ++part)
       for (int64_t i = 0; i < size; ++i) sums[i] += sums[part * size + i];
@@ -155,29 +173,34 @@ Gradients backward(const Call<T>& call, const Tensor& last_grad_, const Tensor& 
   return {result[0], result[1], result[2], result[3], result[4]};
 }
 
-// Calls run(T()) for the type T that these items are computed in.
+// Calls run(T()) for the type T that is computed in.
 template <class Run>
-auto dispatch_computed(const Tensor& items, const Run& run) {
-  return dispatch(items, "items", [&](auto type) { return run(Compute<decltype(type)>()); });
+auto dispatch_computed(const Tensor& items, const char* name, const Run& run) {
+  return dispatch(items, name, [&](auto type) { return run(Compute<decltype(type)>()); });
+}
+
+// The last states, and what the backward needs where `save` says so.
+template <class T>
+std::tuple<Tensor, Tensor> forward(const Call<T>& call, const Tensor& weight_hh, bool save) {
+  const auto& p = call.problem;
+  const Tensor last = torch::stable::new_empty(weight_hh, {p.sequences.batch, p.hidden});
+  const Tensor saved =
+      torch::stable::new_empty(call.items, {save ? call.rows : 0, call.kernel.saved_size(p.hidden)}, SCALAR_TYPE<T>);
+  prefer_huge_pages(saved.mutable_data_ptr(), saved.numel() * sizeof(T));
+  call.parallel(call.blocks->count(), [&](int64_t, int64_t begin, int64_t end, T* workspace) {
+    call.kernel.forward(p, begin, end, {last.mutable_data_ptr(), element<T>(last)},
+                        save ? mutable_data<T>(saved) : nullptr, workspace);
+  });
+  return {last, saved};
 }
 
 }  // namespace
 
 std::tuple<Tensor, Tensor> gru(Tensor items, Tensor weight_ih, Tensor weight_hh, OptionalTensor bias_ih,
                                OptionalTensor bias_hh, OptionalTensor lengths, OptionalTensor offsets, bool save) {
-  return dispatch_computed(items, [&](auto type) -> std::tuple<Tensor, Tensor> {
-    using T = decltype(type);
-    const Call<T> call({items, weight_ih, weight_hh, bias_ih, bias_hh, lengths, offsets});
-    const auto& p = call.problem;
-    const Tensor last = torch::stable::new_empty(items, {p.sequences.batch, p.hidden});
-    const Tensor saved =
-        torch::stable::new_empty(items, {save ? call.rows : 0, call.kernel.saved_size(p.hidden)}, SCALAR_TYPE<T>);
-    prefer_huge_pages(saved.mutable_data_ptr(), saved.numel() * sizeof(T));
-    call.parallel(call.blocks->count(), [&](int64_t, int64_t begin, int64_t end, T* workspace) {
-      call.kernel.forward(p, begin, end, {last.mutable_data_ptr(), element<T>(last)},
-                          save ? mutable_data<T>(saved) : nullptr, workspace);
-    });
-    return {last, saved};
+  return dispatch_computed(items, "items", [&](auto type) {
+    const Call<decltype(type)> call({items, weight_ih, weight_hh, bias_ih, bias_hh, lengths, offsets});
+    return forward(call, weight_hh, save);
   });
 }
 
@@ -185,7 +208,7 @@ Gradients gru_backward(Tensor last_grad, Tensor saved, Tensor items, Tensor weig
                        OptionalTensor bias_ih, OptionalTensor bias_hh, OptionalTensor lengths, OptionalTensor offsets,
                        bool, bool items_grad, bool weight_ih_grad, bool weight_hh_grad, bool bias_ih_grad,
                        bool bias_hh_grad) {
-  return dispatch_computed(items, [&](auto type) {
+  return dispatch_computed(items, "items", [&](auto type) {
     using T = decltype(type);
     const Arguments given{items, weight_ih, weight_hh, bias_ih, bias_hh, lengths, offsets};
     return backward(Call<T>(given), last_grad, saved, given,
@@ -193,9 +216,32 @@ Gradients gru_backward(Tensor last_grad, Tensor saved, Tensor items, Tensor weig
   });
 }
 
+std::tuple<Tensor, Tensor> item_gru(Tensor ids, Tensor table, Tensor weight_ih, Tensor weight_hh,
+                                    OptionalTensor bias_ih, OptionalTensor bias_hh, OptionalTensor lengths,
+                                    OptionalTensor offsets, bool normalize, bool save) {
+  return dispatch_computed(table, "table", [&](auto type) {
+    const Call<decltype(type)> call({table, weight_ih, weight_hh, bias_ih, bias_hh, lengths, offsets, ids, normalize});
+    return forward(call, weight_hh, save);
+  });
+}
+
+Gradients item_gru_backward(Tensor last_grad, Tensor saved, Tensor ids, Tensor table, Tensor weight_ih,
+                            Tensor weight_hh, OptionalTensor bias_ih, OptionalTensor bias_hh, OptionalTensor lengths,
+                            OptionalTensor offsets, bool normalize, bool, bool table_grad, bool weight_ih_grad,
+                            bool weight_hh_grad, bool bias_ih_grad, bool bias_hh_grad) {
+  return dispatch_computed(table, "table", [&](auto type) {
+    using T = decltype(type);
+    const Arguments given{table, weight_ih, weight_hh, bias_ih, bias_hh, lengths, offsets, ids, normalize};
+    return backward(Call<T>(given), last_grad, saved, given,
+                    {table_grad, weight_ih_grad, weight_hh_grad, bias_ih_grad, bias_hh_grad});
+  });
+}
+
 STABLE_TORCH_LIBRARY_IMPL(cmi_fast, CPU, library) {
   library.impl("gru", TORCH_BOX(&gru));
   library.impl("gru_backward", TORCH_BOX(&gru_backward));
+  library.impl("item_gru", TORCH_BOX(&item_gru));
+  library.impl("item_gru_backward", TORCH_BOX(&item_gru_backward));
 }
 
 }  // namespace cmi_fast

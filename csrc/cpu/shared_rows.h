@@ -4,7 +4,8 @@
 #include <cstdint>
 #include <vector>
 
-#include "cpu/kernels/soft_assignment_pool.h"
+#include "cpu/kernels/sequences.h"
+#include "cpu/kernels/table_gradient.h"
 
 namespace cmi_fast {
 

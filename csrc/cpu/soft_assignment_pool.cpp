@@ -5,17 +5,15 @@
 #include <torch/csrc/stable/ops.h>
 
 #include "cpu/checks.h"
-#include "cpu/kernels/table_gradient.h"
 #include "cpu/level.h"
 #include "cpu/parallel.h"
 #include "cpu/partition.h"
-#include "cpu/shared_rows.h"
 #include "cpu/streaming.h"
+#include "cpu/table_items.h"
 
 namespace cmi_fast {
 
 CMI_FAST_DECLARE_KERNEL(SoftAssignmentPoolKernels, soft_assignment_pool)
-CMI_FAST_DECLARE_KERNEL(TableGradientKernels, table_gradient)
 
 namespace {
 
@@ -60,7 +58,10 @@ struct Call {
                element<T>(categories),
                T(1 / temperature_value<T>(given.temperature, given.temperature_tensor)),
                nullptr};
-    if (given.ids) read_ids(*given.ids);
+    if (given.ids) {
+      ids = contiguous_ids(*given.ids, sequences, items.size(0));
+      problem.ids = data<int64_t>(ids);
+    }
     has_views = given.views.has_value();
     if (has_views) read_views(*given.views);
     packed = new_tensor(kernel.packed_size(m, d));
@@ -101,18 +102,6 @@ struct Call {
       sequences.lengths = data<int64_t>(index);
     }
     return sequences;
-  }
-
-  void read_ids(const Tensor& given) {
-    STD_TORCH_CHECK(given.scalar_type() == ScalarType::Long && given.is_cpu(), "ids must be int64 on the CPU");
-    ids = torch::stable::contiguous(given);
-    problem.ids = data<int64_t>(ids);
-    const Sequences& sequences = problem.sequences;
-    const int64_t table_rows = items.size(0);
-    for (int64_t b = 0; b < sequences.batch; ++b)
-      for (int64_t row = sequences.first(b), end = row + sequences.length(b); row < end; ++row)
-        STD_TORCH_CHECK(problem.ids[row] >= 0 && problem.ids[row] < table_rows, "ids: expected a value in [0, ",
-                        table_rows, "), found ", problem.ids[row], " in sequence ", b);
   }
 
   void read_views(const Tensor& given) {
@@ -204,19 +193,6 @@ std::pair<Tensor, Tensor> backward(const Call<T>& call, const Tensor& pooled_gra
   return {categories, temperature_grad ? torch::stable::reshape(temperature, {}) : temperature};
 }
 
-template <class T>
-void sum_into_table(const T* rows, const SharedRows& shared, const Tensor& table) {
-  const TableGradient<T> gradient{
-      shared.readers.data(),    shared.end.data(), rows, table.size(1), {table.mutable_data_ptr(), element<T>(table)},
-      worth_streaming<T>(table)};
-  const auto run = of_type<T>(CMI_FAST_KERNEL(TableGradientKernels, table_gradient));
-  constexpr int64_t PART = 1024;  // rows of the table
-  const int64_t count = table.size(0), parts = (count + PART - 1) / PART;
-  const int64_t workers = std::min<int64_t>(parts, torch::stable::get_num_threads());
-  for_each_part(parts, workers, TorchThreads{},
-                [&](int64_t part, int64_t) { run(gradient, part * PART, std::min(count, (part + 1) * PART)); });
-}
-
 // Calls run(T()) for the type T that these items are computed in.
 template <class Run>
 auto dispatch_computed(const Tensor& items, const char* name, const Run& run) {
@@ -270,7 +246,6 @@ Gradients item_soft_assignment_pool_backward(Tensor pooled_grad, Tensor ids, Ten
       const auto [c, t] = backward(call, pooled_grad, ItemGradients<T>{none}, categories_grad, temperature_grad);
       return {none, c, t};
     }
-    STD_TORCH_CHECK(p.rows < (int64_t(1) << 31), "ids: expected fewer than 2^31, found ", p.rows);
     const SharedRows shared =
         shared_rows(p.sequences, p.ids, p.rows, table.size(0), [&](int64_t row) { return call.in_a_view(row); });
     const Tensor rows = call.new_tensor(shared.count * p.d), gradient = torch::stable::empty_like(call.items);

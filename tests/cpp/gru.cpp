@@ -14,7 +14,9 @@ std::vector<int64_t> GruCase::offsets() const {
 
 std::string GruCase::name() const {
   return std::to_string(batch()) + (capacity ? " padded" : " jagged") + " sequences, d = " + std::to_string(d) +
-         ", hidden = " + std::to_string(hidden) + (bias ? "" : ", no bias") + (stream ? ", streaming: " : ": ");
+         ", hidden = " + std::to_string(hidden) + (bias ? "" : ", no bias") +
+         (table_rows ? ", table of " + std::to_string(table_rows) : "") + (normalize ? ", unit" : "") +
+         (stream ? ", streaming: " : ": ");
 }
 
 template <>
@@ -96,6 +98,28 @@ void step_back(const Parameters& p, const Step& s, const double* x, Numbers& dh,
   dh = before;
 }
 
+struct Item {
+  Numbers x;
+  double norm;  // that x was divided by
+};
+
+Item item(const double* row, const GruCase& c) {
+  Item item{Numbers(row, row + c.d), 1};
+  if (!c.normalize) return item;
+  double square = 0;
+  for (const double x : item.x) square += x * x;
+  item.norm = std::sqrt(square);
+  for (double& x : item.x) x /= item.norm;
+  return item;
+}
+
+// To the gradient of the row, from that of the item.
+void add_gradient(const Item& item, const Numbers& dx, const GruCase& c, double* gradient) {
+  double radial = 0;
+  for (int64_t k = 0; c.normalize && k < c.d; ++k) radial += item.x[k] * dx[k];
+  for (int64_t k = 0; k < c.d; ++k) gradient[k] += (dx[k] - item.x[k] * radial) / item.norm;
+}
+
 template <class S>
 Numbers wide(const std::vector<S>& numbers) {
   Numbers result;
@@ -109,19 +133,26 @@ template <class S>
 GruExact gru_item_by_item(const GruCase& c, const GruInputs<S>& inputs) {
   const auto& given = inputs.parameters;
   const Parameters p{c.d, c.hidden, wide(given[0]), wide(given[1]), wide(given[2]), wide(given[3])};
-  const Numbers items = wide(inputs.items), cotangent = wide(inputs.last_grad);
+  const Numbers stored = wide(inputs.items), cotangent = wide(inputs.last_grad);
   GruExact exact;
-  exact.items.resize(items.size());
+  exact.items.resize(stored.size());
   for (int i = 0; i < 4; ++i) exact.parameters[i].resize(given[i].size());
   for (int64_t b = 0; b < c.batch(); ++b) {
     Numbers h(c.hidden);
     std::vector<Step> steps;
-    for (int64_t t = 0; t < c.lengths[b]; ++t) steps.push_back(step(p, &items[(c.first(b) + t) * c.d], h));
+    std::vector<Item> items;
+    for (int64_t t = 0; t < c.lengths[b]; ++t) {
+      const int64_t row = c.first(b) + t;
+      items.push_back(item(&stored[(c.table_rows ? inputs.ids[row] : row) * c.d], c));
+      steps.push_back(step(p, items[t].x.data(), h));
+    }
     exact.last.insert(exact.last.end(), h.begin(), h.end());
     Numbers dh(&cotangent[b * c.hidden], &cotangent[b * c.hidden] + c.hidden);
     for (int64_t t = c.lengths[b]; t-- > 0;) {
-      const int64_t place = (c.first(b) + t) * c.d;
-      step_back(p, steps[t], &items[place], dh, &exact.items[place], exact);
+      const int64_t row = c.first(b) + t;
+      Numbers dx(c.d);
+      step_back(p, steps[t], items[t].x.data(), dh, dx.data(), exact);
+      add_gradient(items[t], dx, c, &exact.items[(c.table_rows ? inputs.ids[row] : row) * c.d]);
     }
   }
   return exact;

@@ -5,6 +5,8 @@
 #include "cpu/gru_blocks.h"
 #include "cpu/kernels/gru.h"
 #include "cpu/partition.h"
+#include "cpu/shared_rows.h"
+#include "pool.h"
 
 namespace cmi_fast::testing {
 
@@ -14,11 +16,14 @@ struct GruCase {
   int64_t d, hidden;
   bool bias = true;
   bool stream = false;
+  int64_t table_rows = 0;  // 0: items are the rows themselves, no ids
+  bool normalize = false;
 
   int64_t batch() const { return lengths.size(); }
   std::vector<int64_t> offsets() const;  // [batch + 1]
   int64_t first(int64_t b) const { return capacity ? b * capacity : offsets()[b]; }
   int64_t rows() const { return capacity ? batch() * capacity : offsets().back(); }
+  int64_t item_rows() const { return table_rows ? table_rows : rows(); }
   std::string name() const;
 };
 
@@ -31,12 +36,21 @@ struct GruTensors {
 template <class S>
 struct GruInputs : GruTensors<S> {
   std::vector<S> last_grad;
+  std::vector<int64_t> ids;  // [rows], -1 in the padding: never read
 
-  explicit GruInputs(const GruCase& c) : last_grad(random_numbers<S>(c.batch() * c.hidden, 1)) {
-    this->items = poisoned<S>(c.rows() * c.d);  // the padding stays NaN
-    const auto numbers = random_numbers<S>(c.rows() * c.d, 2);
+  explicit GruInputs(const GruCase& c)
+      : last_grad(random_numbers<S>(c.batch() * c.hidden, 1)), ids(c.table_rows ? c.rows() : 0, -1) {
+    this->items = poisoned<S>(c.item_rows() * c.d);  // the padding stays NaN
+    const auto numbers = random_numbers<S>(c.item_rows() * c.d, 2);
+    std::mt19937 generator(7);
     for (int64_t b = 0; b < c.batch(); ++b)
-      std::copy_n(numbers.data() + c.first(b) * c.d, c.lengths[b] * c.d, this->items.data() + c.first(b) * c.d);
+      for (int64_t row = c.first(b); row < c.first(b) + c.lengths[b]; ++row) {
+        if (c.table_rows)
+          ids[row] = generator() % c.table_rows;
+        else
+          std::copy_n(numbers.data() + row * c.d, c.d, this->items.data() + row * c.d);
+      }
+    if (c.table_rows) this->items = numbers;
     const int64_t gates = 3 * c.hidden, sizes[] = {gates * c.d, gates * c.hidden, gates, gates};
     for (int i = 0; i < (c.bias ? 4 : 2); ++i) {
       this->parameters[i] = random_numbers<S>(sizes[i], 3 + i);
@@ -104,6 +118,8 @@ struct GruRun {
                .block = blocks.block,
                .first_saved = blocks.first_saved.data(),
                .items = read(inputs.items),
+               .ids = c.table_rows ? inputs.ids.data() : nullptr,
+               .normalize = c.normalize,
                .d = c.d,
                .hidden = c.hidden,
                .packed = packed.data()};
@@ -130,16 +146,26 @@ struct GruRun {
     const bool any = !(wanted[0].empty() && wanted[1].empty() && wanted[2].empty() && wanted[3].empty());
     const int64_t size = kernel.gradient_size(c.d, c.hidden), parts = blocks.gradient_parts(size * sizeof(T));
     std::vector<std::vector<T>> sums(parts);
+    const bool of_table = c.table_rows && items.data;
+    SharedRows shared;
+    if (of_table)
+      shared = shared_rows(sequences, inputs.ids.data(), c.rows(), c.table_rows, [](int64_t) { return true; });
+    const auto shared_gradients = aligned<T>(shared.count * c.d);
     each_part(parts, [&](int64_t part, int64_t begin, int64_t end, T* workspace) {
       sums[part] = poisoned<T>(any ? size : 0);
       kernel.backward(problem, begin, end,
                       {.last = read(inputs.last_grad),
                        .saved = saved,
                        .items = items,
+                       .shared = shared_gradients.get(),
+                       .place = of_table ? shared.place.data() : nullptr,
                        .stream = c.stream,
                        .parameters = any ? sums[part].data() : nullptr},
                       workspace);
     });
+    if (of_table)
+      run_table_gradient<T>({shared.readers.data(), shared.end.data(), shared_gradients.get(), c.d, items, c.stream}, 0,
+                            c.table_rows);
     if (!any) return;
     for (int64_t part = 1; part < parts; ++part)
       for (int64_t i = 0; i < size; ++i) sums[0][i] += sums[part][i];

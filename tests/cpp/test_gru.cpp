@@ -44,7 +44,21 @@ template <class T>
 void test_streaming() {
   if constexpr (sizeof(T) > 2)
     for (const int64_t d : {16, 48})
-      for (const int64_t capacity : {0, 9}) test_case<T>({lengths_of(17, 7), capacity, d, 3, true, true});
+      for (const int64_t capacity : {0, 9}) {
+        test_case<T>({lengths_of(17, 7), capacity, d, 3, true, true});
+        test_case<T>({lengths_of(17, 7), capacity, d, 3, true, true, 30, true});
+      }
+}
+
+// From few rows that many items read to many that few do, and as items are stored or at unit length.
+template <class T>
+void test_tables() {
+  for (const int64_t table_rows : {1, 5, 40, 200})
+    for (const int64_t capacity : {0, 7})
+      for (const bool normalize : {false, true})
+        test_case<T>({lengths_of(17, 7), capacity, 5, 3, true, false, table_rows, normalize});
+  test_case<T>({lengths_of(17, 7), 7, 33, 17, true, false, 0, true});
+  test_case<T>({{0, 0}, 4, 3, 5, true, false, 6, true});  // nothing is read
 }
 
 // A NaN stays in its sequence's state; it reaches the gradients of all parameters.
@@ -84,6 +98,7 @@ template <class T>
 void test_type() {
   test_shapes<T>();
   test_streaming<T>();
+  test_tables<T>();
   test_nan<T>();
   test_wanted_gradients<T>();
 }

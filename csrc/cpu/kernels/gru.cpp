@@ -9,6 +9,7 @@
 // stream. The products that no state waits for (gradients of x and of the weights) are taken over many steps at once.
 #include "cpu/kernels/gru.h"
 
+#include "cpu/kernels/gru_items.h"
 #include "cpu/kernels/gru_layout.h"
 #include "cpu/kernels/gru_step.h"
 #include "cpu/kernels/product.h"
@@ -24,9 +25,9 @@ struct Loops {
   using Shape = GruShape;
   using Packed = PackedGru<T>;
   using Sums = GruSums<T>;
+  using Items = GruItems<T>;
   using Step = GruStep<T>;
   using V = Vector<T, WIDE>;
-  static constexpr int LANES = VectorOf<T, WIDE>::LANES;
 
   // C [rows, columns] = (add ? C : 0) + A [rows, depth] B, B in panels.
   static void panel_product(int64_t rows, int64_t columns, int64_t depth, Scalars<T> a, const T* panels, T* c,
@@ -38,31 +39,20 @@ struct Loops {
   }
 
   // Workspace of one thread: rows [x h], in the forward those of a step and of the next one; rows of gates; gradients
-  // of x; of h, a row a sequence.
+  // of x; of h, a row a sequence; an item as it is read.
   struct Workspace {
-    T *inputs, *gates, *x_gradient, *h_gradient;
+    T *inputs, *gates, *x_gradient, *h_gradient, *item;
     int64_t size;
 
     Workspace(const Shape& shape, T* memory) {
       size = place_buffers({PENDING * shape.input_stride, PENDING * shape.gate_stride, PENDING * shape.width,
-                            GRU_BLOCK_MAX * shape.height},
-                           {&inputs, &gates, &x_gradient, &h_gradient}, memory);
+                            GRU_BLOCK_MAX * shape.height, shape.width},
+                           {&inputs, &gates, &x_gradient, &h_gradient, &item}, memory);
     }
   };
   static_assert(PENDING >= 2 * GRU_BLOCK_MAX);
 
   static int64_t workspace_size(int64_t d, int64_t hidden) { return Workspace(Shape(d, hidden), nullptr).size; }
-
-  static void load_item(const Problem& p, int64_t row, T* to) {
-    const T* item = read_row(p.items, row, p.d, to);
-    if (item != to) copy(item, p.d, to);
-  }
-
-  static void prefetch_item(const Problem& p, int64_t row) {
-    const int64_t bytes = p.d * (p.items.element == Element::computed ? sizeof(T) : 2);
-    const char* const item = static_cast<const char*>(p.items.data) + row * bytes;
-    for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(item + i);
-  }
 
   // How many sequences of a block are longer than `time`, `count` or fewer.
   static int64_t longer(const Problem& p, const int64_t* block, int64_t count, int64_t time) {
@@ -80,8 +70,8 @@ struct Loops {
       for (int64_t i = active; i < count; ++i) write_row(inputs + i * stride + shape.width, block[i], p.hidden, last);
       for (int64_t i = 0; i < active; ++i) {
         const int64_t row = p.sequences.first(block[i]) + time;
-        load_item(p, row, inputs + i * stride);
-        prefetch_item(p, row + 1);
+        Items::load(p, row, w.item, inputs + i * stride);
+        if (time + 1 < p.sequences.length(block[i])) Items::prefetch(p, row + 1);
       }
       Step::advance(shape, packed, active, inputs, next, saved);
       if (saved) saved += active * SAVED * shape.height;
@@ -115,13 +105,8 @@ struct Loops {
   struct Pending {
     int64_t count = 0;
     int64_t rows[PENDING];
+    T inverse[PENDING];  // 1 / |item|, where items are normalised
   };
-
-  static void write_item_gradient(const Problem& p, int64_t row, const T* from, const Gradients& gradients) {
-    if (!gradients.stream) return write_row(from, row, p.d, gradients.items);
-    T* const to = static_cast<T*>(gradients.items.data) + row * p.d;
-    for (int64_t j = 0; j < p.d; j += LANES) store_streaming(to + j, load<V>(from + j));
-  }
 
   static void finish_pending(const Problem& p, const Shape& shape, const Packed& packed, const Gradients& gradients,
                              const Workspace& w, Pending& pending) {
@@ -131,7 +116,8 @@ struct Loops {
       panel_product(round_up(count, TILE_ROWS), shape.width, gates, Scalars<T>{w.gates, shape.gate_stride, 1},
                     packed.gates_x, w.x_gradient, shape.width, false);
       for (int64_t i = 0; i < count; ++i)
-        write_item_gradient(p, pending.rows[i], w.x_gradient + i * shape.width, gradients);
+        Items::store_gradient(p, pending.rows[i], w.inputs + i * shape.input_stride, pending.inverse[i],
+                              w.x_gradient + i * shape.width, gradients);
     }
     if (!gradients.parameters) return;
     const Sums sums(shape, gradients.parameters);
@@ -152,8 +138,8 @@ struct Loops {
     for (int64_t i = 0; i < active; ++i) {
       const int64_t row = p.sequences.first(block[i]) + time;
       T* const input = inputs + i * shape.input_stride;
-      load_item(p, row, input);
-      prefetch_item(p, row - 1);
+      pending.inverse[pending.count + i] = Items::load(p, row, w.item, input);
+      if (time > 0) Items::prefetch(p, row - 1);
       Step::differentiate(shape, saved + i * size, -active * size, input + shape.width, gates + i * shape.gate_stride,
                           w.h_gradient + i * shape.height);
       pending.rows[pending.count + i] = row;
@@ -185,18 +171,6 @@ struct Loops {
     }
   }
 
-  static void clear_padding(const Problem& p, const int64_t* block, int64_t count, const Gradients& gradients) {
-    const int64_t bytes = p.d * (gradients.items.element == Element::computed ? sizeof(T) : 2);
-    for (int64_t i = 0; i < count; ++i) {
-      const int64_t length = p.sequences.length(block[i]), row = p.sequences.first(block[i]) + length;
-      const int64_t size = (p.sequences.rows(block[i]) - length) * bytes;
-      char* const to = static_cast<char*>(gradients.items.data) + row * bytes;
-      if (!gradients.stream) set_zero(to, size);
-      for (int64_t place = 0; gradients.stream && place < size; place += WIDE)
-        store_streaming(reinterpret_cast<T*>(to + place), V{});
-    }
-  }
-
   static void backward(const Problem& p, int64_t begin, int64_t end, const Gradients& gradients, T* memory) {
     const Shape shape(p.d, p.hidden);
     const Packed packed(shape, const_cast<T*>(p.packed));
@@ -206,7 +180,7 @@ struct Loops {
     if (gradients.parameters) set_zero(gradients.parameters, Sums::size(p.d, p.hidden));
     for_each_block(p, begin, end, [&](const int64_t* block, int64_t count) {
       backward_block(p, shape, packed, block, count, gradients, w, pending);
-      if (gradients.items.data) clear_padding(p, block, count, gradients);
+      if (gradients.items.data && !p.ids) Items::clear_padding(p, block, count, gradients);
     });
     finish_pending(p, shape, packed, gradients, w, pending);
     finish_streaming();

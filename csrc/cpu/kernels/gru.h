@@ -3,6 +3,7 @@
 
 #include "cpu/kernels/element.h"
 #include "cpu/kernels/sequences.h"
+#include "cpu/kernels/table_gradient.h"
 
 namespace cmi_fast {
 
@@ -15,18 +16,22 @@ struct Gru {
   const int64_t* order;        // [batch], the sequences from the longest to the shortest
   int64_t block;               // sequences that run together
   const int64_t* first_saved;  // [blocks], the first saved row of each block
-  ConstRows items;             // [rows, d]
+  ConstRows items;             // [rows, d], or the table [V, d] that ids index
+  const int64_t* ids;          // [rows], or null: the items are the rows themselves
+  bool normalize;              // items are scaled to unit length
   int64_t d, hidden;
   const T* packed;  // by pack_weights
 };
 
 template <class T>
 struct GruGradients {
-  ConstRows last;     // [batch, hidden], the cotangent of the last states
-  const T* saved;     // by forward
-  MutableRows items;  // [rows, d], or data null: not wanted
-  bool stream;        // write it past the caches: a row is whole cache lines
-  T* parameters;      // partial sum of this call, gradient_size of them; or null
+  ConstRows last;        // [batch, hidden], the cotangent of the last states
+  const T* saved;        // by forward
+  MutableRows items;     // [rows, d], or of the table [V, d]; data null: not wanted
+  T* shared;             // gradients of table rows that several items read, before their sum
+  const int32_t* place;  // [rows]: the row of `shared` that an item's gradient goes to, or NOT_SHARED; null: none is
+  bool stream;           // write rows of T past the caches: they are whole cache lines
+  T* parameters;         // partial sum of this call, gradient_size of them; or null
 };
 
 // As torch.nn.GRU has them, each in the gates' order r, z, n. Data is null for biases that are not there and for

@@ -3,6 +3,7 @@
 
 #include "cpu/kernels/element.h"
 #include "cpu/kernels/sequences.h"
+#include "cpu/kernels/table_gradient.h"
 
 namespace cmi_fast {
 
@@ -18,8 +19,6 @@ struct SoftAssignmentPool {
   T inverse_temperature;
   const T* packed;  // unit categories, packed by pack_categories
 };
-
-constexpr int32_t NOT_SHARED = -1;  // no other item reads this row of the table: its gradient goes straight there
 
 template <class T>
 struct SoftAssignmentPoolGradients {

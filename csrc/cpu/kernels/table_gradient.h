@@ -1,9 +1,13 @@
 // The gradient of a table from those of the items that read its rows.
 #pragma once
 
+#include <cstdint>
+
 #include "cpu/kernels/element.h"
 
 namespace cmi_fast {
+
+constexpr int32_t NOT_SHARED = -1;  // no other item reads this row of the table: its gradient goes straight there
 
 template <class T>
 struct TableGradient {
