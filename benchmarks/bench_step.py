@@ -14,6 +14,7 @@ from checking import needs_native
 from measure import Report, Run, call_with
 from torch import Tensor, nn
 
+from cmi_fast.data.distinct import distinct
 from cmi_fast.functional import (
     interest_softmax_loss,
     item_soft_assignment_pool,
@@ -22,6 +23,7 @@ from cmi_fast.functional import (
 )
 from cmi_fast.models.cmi import CMI
 from cmi_fast.nn import GRU
+from cmi_fast.training.trainer import loss_of_rows
 
 pytestmark = needs_native
 
@@ -76,14 +78,19 @@ def training_step(
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_step(benchmark: object, report: Report, precision: str) -> None:
-    """Both take the same steps in turn from the same weights, so that their losses stay comparable."""
+    """Both take the same steps in turn from the same weights, so that their losses stay comparable.
+
+    Ours takes them as training does, whose sampler finds a batch's distinct items in the background.
+    """
     history, lengths, views, positives, negatives = make_batch()
     ours, plain = CMI(TABLE_ROWS), PlainCMI(TABLE_ROWS)
     plain.load_state_dict(ours.state_dict())
+    arrays = distinct(*(x.numpy() for x in (history, lengths, positives, negatives)))
+    rows, places, *candidates = (torch.from_numpy(x) for x in arrays)
 
     def our_objective() -> Tensor:
         with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
-            return ours.loss(history, lengths, views[1:], positives, negatives).total
+            return loss_of_rows(ours, rows, places, lengths, views[1:], *candidates).total
 
     report.compare(
         benchmark,
@@ -134,16 +141,20 @@ def main_loss() -> tuple[Run, Run]:
 
 
 def recurrence() -> tuple[Run, Run]:
-    lengths = make_batch()[1]
+    history, lengths, *_ = make_batch()
     gru, plain = GRU(DIM, DIM), nn.GRU(DIM, DIM, batch_first=True)
     plain.load_state_dict(gru.state_dict())
-    inputs = [F.normalize(torch.randn(BATCH, LENGTH, DIM), dim=-1).requires_grad_()]
     cotangent = torch.randn(BATCH, DIM)
 
-    def last_state(items: Tensor) -> Tensor:
+    def ours(table: Tensor) -> Tensor:
+        return gru.from_ids(history, table, lengths, normalize=True)
+
+    def last_state(table: Tensor) -> Tensor:
+        items = F.normalize(F.embedding(history, table), dim=-1)
         return plain(items)[0][torch.arange(BATCH), lengths - 1]
 
-    return call_with(lambda items: gru(items, lengths), inputs, cotangent), call_with(last_state, inputs, cotangent)
+    inputs = [table()]
+    return call_with(ours, inputs, cotangent), call_with(last_state, inputs, cotangent)
 
 
 def adam() -> tuple[Run, Run]:

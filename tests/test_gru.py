@@ -44,6 +44,18 @@ def test_equals_torch(bias: bool) -> None:
     assert not ours(items, lengths)[1].any()
 
 
+@pytest.mark.parametrize("bias", [True, False])
+def test_from_ids_equals_that_of_gathered_items(bias: bool) -> None:
+    gru, _ = pair(4, 3, bias)
+    table = torch.randn(7, 4, dtype=torch.float64)
+    ids, lengths = torch.randint(0, 7, (4, 5)), torch.tensor([5, 0, 1, 3])
+    torch.testing.assert_close(gru.from_ids(ids, table, lengths), gru(table[ids], lengths))
+    unit = torch.nn.functional.normalize(table, dim=-1)
+    torch.testing.assert_close(gru.from_ids(ids, table, lengths, normalize=True), gru(unit[ids], lengths))
+    offsets = torch.tensor([0, 2, 5])
+    torch.testing.assert_close(gru.from_ids(ids[0], table, offsets=offsets), gru(table[ids[0]], offsets=offsets))
+
+
 def test_state_dict_is_torchs() -> None:
     for bias in (True, False):
         ours, theirs = nn.GRU(4, 3, bias=bias), torch.nn.GRU(4, 3, bias=bias)

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from cmi_fast.functional import (
     interest_softmax_loss,
-    item_gru,
     item_soft_assignment_pool,
     nt_xent_loss,
     orthogonality_loss,
@@ -96,9 +95,7 @@ class CMI(MultiInterestModel):
         """The general interest u_g [B, d], None without a GRU."""
         if self.gru is None:
             return None
-        return item_gru(
-            history, self.items, *self.gru.all_weights[0], lengths, normalize=True, backend=self.gru.backend
-        )
+        return self.gru.from_ids(history, self.items, lengths, normalize=True)
 
     def item_vectors(self, rows: Tensor | None = None) -> Tensor:
         """Unit item vectors: [*rows.shape, d], all V without ``rows``."""

@@ -42,11 +42,40 @@ class GRU(nn.RNNBase):
         """
         check_tensor("items", items, "[T, d]" if offsets is not None else "[B, L, d]")
         check_shape("items", items, (*items.shape[:-1], self.input_size), "d is input_size")
-        weight_ih, weight_hh, *biases = self.all_weights[0]
+        weight_ih, weight_hh, bias_ih, bias_hh = self._parameters_of_gates()
         check_device("the parameters", weight_ih, items=items)
         if not autocast_enabled(items.device):
             check_same("the parameters", weight_ih, items=items)
-        bias_ih, bias_hh = biases or (None, None)
         return functional.gru(
             items, weight_ih, weight_hh, bias_ih, bias_hh, lengths, offsets=offsets, backend=self.backend
         )
+
+    def from_ids(
+        self,
+        ids: Tensor,
+        table: Tensor,
+        lengths: Tensor | None = None,
+        *,
+        offsets: Tensor | None = None,
+        normalize: bool = False,
+    ) -> Tensor:
+        """The last states [B, hidden_size] over the rows ``ids`` of ``table`` [V, d], which are gathered as they are
+        read; arguments and errors as of :func:`cmi_fast.functional.item_gru`."""
+        weight_ih, weight_hh, bias_ih, bias_hh = self._parameters_of_gates()
+        return functional.item_gru(
+            ids,
+            table,
+            weight_ih,
+            weight_hh,
+            bias_ih,
+            bias_hh,
+            lengths,
+            offsets=offsets,
+            normalize=normalize,
+            backend=self.backend,
+        )
+
+    def _parameters_of_gates(self) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+        weight_ih, weight_hh, *biases = self.all_weights[0]
+        bias_ih, bias_hh = biases or (None, None)
+        return weight_ih, weight_hh, bias_ih, bias_hh

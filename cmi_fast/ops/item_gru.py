@@ -70,11 +70,18 @@ def item_gru(
     if autocast_enabled(table.device):
         weight_ih, weight_hh = cast_for_autocast(weight_ih, weight_hh)
         bias_ih, bias_hh = (None if bias is None else cast_for_autocast(bias)[0] for bias in (bias_ih, bias_hh))
-        name, first = "weight_ih", weight_ih
     else:
-        name, first = "table", table
-    parameters = {"weight_ih": weight_ih, "weight_hh": weight_hh, "bias_ih": bias_ih, "bias_hh": bias_hh}
-    check_same(name, first, **parameters, ids=ids, lengths=lengths, offsets=offsets)
+        check_same("table", table, weight_ih=weight_ih)
+    check_same(
+        "table" if weight_ih.dtype == table.dtype else "weight_ih",
+        weight_ih,
+        weight_hh=weight_hh,
+        bias_ih=bias_ih,
+        bias_hh=bias_hh,
+        ids=ids,
+        lengths=lengths,
+        offsets=offsets,
+    )
     check_sequences("ids", ids, lengths, offsets)
     mixed = table.dtype != weight_ih.dtype and torch.float64 in (table.dtype, weight_ih.dtype)
     chosen = choose_backend(
@@ -89,9 +96,9 @@ def item_gru(
         if can_check:
             check_ids(ids, table, lengths)
         with without_autocast(table.device):
-            return reference.item_gru(ids, table, *parameters.values(), lengths, offsets, normalize)
+            return reference.item_gru(ids, table, weight_ih, weight_hh, bias_ih, bias_hh, lengths, offsets, normalize)
     lengths, offsets = (None if x is None else as_int64(x) for x in (lengths, offsets))
-    inputs = (table, *parameters.values())
+    inputs = (table, weight_ih, weight_hh, bias_ih, bias_hh)
     save = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs)
     try:
         return _item_gru(as_int64(ids), *inputs, lengths, offsets, normalize, save)
