@@ -132,6 +132,9 @@ def train(
     rolling: Annotated[str | None, typer.Option(help="Test days FIRST:LAST, each in turn; OUT/DAY-SEED each.")] = None,
     seeds: Annotated[int, typer.Option(help="With --rolling: this many seeds a day.")] = 1,
     no_test: Annotated[bool, typer.Option("--no-test", help="Leave the test day out: to search settings.")] = False,
+    profile: Annotated[
+        bool, typer.Option("--profile", help="Print where the time of a step goes; on the CPU.")
+    ] = False,
 ) -> None:
     """Train on all but the last two days, choose the epoch on the last but one, test on the last (or --split)."""
     from cmi_fast.display import display
@@ -145,7 +148,7 @@ def train(
     run: Path
     if resume is not None:
         others = (data, out, model, optimizer, precision, config, set_, where, positive, columns, time_zone, split)
-        flags = overwrite or no_test or device != "cpu" or seeds != 1
+        flags = overwrite or no_test or profile or device != "cpu" or seeds != 1
         if any(x is not None for x in (*others, item_categories, rolling)) or flags:
             raise InputError("--resume: expected no other arguments, as the training goes on with those it began with")
         run = resume
@@ -159,13 +162,17 @@ def train(
         given = _given(data, where, positive, columns, time_zone, split)
         source = loaded.data.model_copy(update=given) if loaded.data is not None else Source(**given)
         if rolling is not None:
-            if overwrite or item_categories is not None:
-                raise InputError("--rolling: expected neither --overwrite nor --item-categories beside it")
+            if overwrite or profile or item_categories is not None:
+                raise InputError(
+                    "--rolling: expected neither --overwrite nor --item-categories nor --profile beside it"
+                )
             return _train_rolling(source, run, loaded, rolling, seeds, not no_test, device)
         if seeds != 1:
             raise InputError("--seeds: expected --rolling beside it")
+        if profile and device != "cpu":
+            raise InputError(f"--profile: expected --device cpu, whose time it measures, found {device}")
         check_output(run, data, overwrite)
-        with _resumable(run), display() as progress:
+        with _resumable(run), display(profile) as progress:
             metrics = train_run(
                 source,
                 run,

@@ -10,12 +10,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 from rich.progress import Progress as Bar
 
 from cmi_fast.training.checkpoint import Epoch
+from cmi_fast.training.profile import StepProfile
 from cmi_fast.training.trainer import Progress
 
 
 class Display(Progress):
-    def __init__(self, bar: Bar) -> None:
+    def __init__(self, bar: Bar, profile: StepProfile | None = None) -> None:
         self.bar = bar
+        self.profile = profile
         self.task = bar.add_task("reading", total=None, loss="")
 
     def resume(self, epoch: int, step: int) -> None:
@@ -26,6 +28,8 @@ class Display(Progress):
 
     def step(self, epoch: int, step: int, steps: int, loss: float) -> None:
         self.bar.update(self.task, description=f"epoch {epoch}", completed=step, total=steps, loss=f"loss {loss:.3f}")
+        if self.profile is not None and (table := self.profile.step(step, steps)):
+            self.bar.console.print(table)
 
     def epoch(self, epoch: Epoch, best: bool) -> None:
         losses = "  ".join(f"{name} {value:.4f}" for name, value in epoch.losses.items())
@@ -35,7 +39,7 @@ class Display(Progress):
 
 
 @contextmanager
-def display() -> Iterator[Display]:
+def display(profile: bool = False) -> Iterator[Display]:
     console = Console(highlight=False, soft_wrap=True)
     columns = (
         TextColumn("{task.description}"),
@@ -45,4 +49,4 @@ def display() -> Iterator[Display]:
         TextColumn("{task.fields[loss]}"),
     )
     with Bar(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
-        yield Display(bar)
+        yield Display(bar, StepProfile() if profile else None)

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import nn
 from torch.func import functional_call
+from torch.profiler import record_function
 
 from cmi_fast.data import Histories
 from cmi_fast.data.distinct import distinct_items
@@ -28,6 +29,7 @@ from cmi_fast.training.checkpoint import Clock, Done, Epoch, Tensors, restore_te
 from cmi_fast.training.config import Config
 from cmi_fast.training.lazy_adam import LazyAdam
 from cmi_fast.training.models import make_model
+from cmi_fast.training.profile import WAITING
 
 SELECTED_BY = "recall@50"
 
@@ -172,7 +174,9 @@ def train(
                 started = time.perf_counter()
                 # What a model draws depends on the seed and the step alone, so that there is no state to resume.
                 torch.manual_seed(((config.seed << 32) + done.steps) % 2**63)
-                losses = _step(model, optimizer, next(batches), config.precision)
+                with record_function(WAITING):
+                    batch = next(batches)
+                losses = _step(model, optimizer, batch, config.precision)
                 if not math.isfinite(losses["total"]):
                     raise _diverged(number, step, f"the loss became {losses['total']}")
                 done.add(losses, time.perf_counter() - started)
