@@ -9,13 +9,12 @@
 // a shift that all anchors can share while e^(-2/t) is a normal number; otherwise each keeps a running maximum.
 #include "cpu/kernels/nt_xent_loss.h"
 
+#include "cpu/kernels/exp2_bounded.h"
 #include "cpu/kernels/nt_xent_panels.h"
+#include "cpu/kernels/nt_xent_tile.h"
 
 namespace cmi_fast {
 namespace {
-
-inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-inline int64_t greater(int64_t a, int64_t b) { return a > b ? a : b; }
 
 template <class T>
 struct Loops {
@@ -23,11 +22,13 @@ struct Loops {
   using V = Vector<C, WIDE>;
   using Problem = NtXentLoss<T>;
   using Panels = typename PanelsOf<T>::type;
+  using Tile = NtXentTile<T>;
   static constexpr int LANES = VectorOf<C, WIDE>::LANES;
   static constexpr int STEP = REGISTERS == 32 ? 4 : 2;  // vectors whose exponentials are taken together
   static constexpr C LOWEST = Float<C>::LOWEST;
 
-  static int64_t partner(const Problem& p, int64_t i) { return i < p.pairs ? i + p.pairs : i - p.pairs; }
+  // What row i of the panels lacks.
+  static C factor(const Problem& p, int64_t i) { return Panels::FACTORS ? p.factors[i] : C(1); }
   static C shift(const Problem& p) { return p.inverse_temperature * C(LOG2_E); }
 
   static typename NtXentLossKernel<T>::Sizes sizes(int64_t pairs, int64_t d) {
@@ -49,43 +50,6 @@ struct Loops {
     }
   }
 
-  // What a tile's rows and columns are, and which of its pairs are no negatives of each other.
-  struct Tile {
-    int64_t row, column;  // their first rows among all
-
-    bool diagonal() const { return row == column; }
-
-    // No anchor of the tile has a negative in it: both sides lie in one view, or no side has anchors.
-    bool empty(const Problem& p) const {
-      const int64_t row_end = row + TILE, column_end = column + TILE;
-      if (!p.both && row >= p.pairs && column >= p.pairs) return true;
-      return p.cross_view && ((row_end <= p.pairs && column_end <= p.pairs) || (row >= p.pairs && column >= p.pairs));
-    }
-
-    // All pairs of the tile are negatives: it lies off the diagonal, holds no positives (those of its rows in `second`
-    // are left of the diagonal), no padding and, where that matters, no two rows of one view.
-    bool full(const Problem& p) const {
-      const auto meets = [&](int64_t begin) { return begin < column + TILE && column < begin + TILE; };
-      if (diagonal() || meets(row + p.pairs) || column + TILE > 2 * p.pairs) return false;
-      return !p.cross_view || (row + TILE <= p.pairs && column >= p.pairs);
-    }
-
-    // Writes `value` over the pairs of row i that are no negatives: with itself, its positive, padding.
-    void mask(const Problem& p, int64_t i, C value, C* scores) const {
-      const int64_t n = 2 * p.pairs, anchor = row + i, positive = partner(p, anchor);
-      const auto fill = [&](int64_t begin, int64_t end) {
-        for (int64_t j = greater(begin - column, 0); j < smaller(end - column, TILE); ++j) scores[j] = value;
-      };
-      if (anchor >= n) return fill(column, column + TILE);
-      fill(n, column + TILE);
-      fill(positive, positive + 1);
-      if (p.cross_view)
-        anchor < p.pairs ? fill(0, p.pairs) : fill(p.pairs, n);
-      else
-        fill(anchor, anchor + 1);
-    }
-  };
-
   template <class Visit>
   static void for_each_tile(const Problem& p, int64_t a_begin, int64_t a_end, int64_t b_begin, int64_t b_end,
                             const Visit& visit) {
@@ -104,47 +68,43 @@ struct Loops {
     });
   }
 
-  // Scores of row i from column j on. `factor` is what panels lack: that of both rows, times log2(e) / t; or 1.
-  static void load_scores(const Problem& p, const Tile& tile, int64_t i, int64_t j, const C* products, V (&score)[STEP],
-                          V (&factor)[STEP]) {
-    const C row_factor = Panels::FACTORS ? p.factors[tile.row + i] * shift(p) : C(1);
+  // The scores of row i from column j on, less the shift that all anchors share.
+  static void exponents(const Problem& p, const Tile& tile, int64_t i, int64_t j, const C* products, V (&x)[STEP]) {
+    const C top = p.running ? C(0) : shift(p);
+    const C row_factor = factor(p, tile.row + i) * shift(p);
     const C* const column_factor = p.factors + tile.column + j;
 #pragma GCC unroll 16
     for (int v = 0; v < STEP; ++v) {
-      score[v] = load<V>(products + j + v * LANES);
-      factor[v] = V{} + C(1);
-      if (!Panels::FACTORS) continue;
-      factor[v] = row_factor * load<V>(column_factor + v * LANES);
-      score[v] *= factor[v];
+      x[v] = load<V>(products + j + v * LANES);
+      if (Panels::FACTORS) x[v] *= load<V>(column_factor + v * LANES);
+      x[v] = Panels::FACTORS ? x[v] * row_factor - top : x[v] - top;
     }
   }
 
-  static void add_shifted(const Problem& p, const Tile& tile, C* workspace) {
+  // row_sums [TILE, LANES] sum what the rows' own sums are the sums of lanes of.
+  static void add_shifted(const Problem& p, const Tile& tile, C* products, C* row_sums) {
     const bool full = tile.full(p);
-    const V top = V{} + shift(p);
-    double *const row_sums = p.sums + tile.row, *const column_sums = p.sums + tile.column;
     V columns[TILE / LANES] = {};
-    for_each_row(p, tile, workspace, [&](int64_t i, C* scores) {
+    for_each_row(p, tile, products, [&](int64_t i, C* scores) {
+      V row = load<V>(row_sums + i * LANES);
+#pragma GCC unroll 16
       for (int64_t j = 0; j < TILE; j += STEP * LANES) {
-        V e[STEP], factor[STEP];
-        load_scores(p, tile, i, j, scores, e, factor);
+        V e[STEP];
+        exponents(p, tile, i, j, scores, e);
+        exp2_bounded<C, WIDE>(e);
+        if (!full) tile.mask(p, i, j, C(0), e);
 #pragma GCC unroll 16
-        for (int v = 0; v < STEP; ++v) e[v] -= top;
-        exp2_nonpositive<C, WIDE>(e);
-#pragma GCC unroll 16
-        for (int v = 0; v < STEP; ++v) store(scores + j + v * LANES, e[v]);
+        for (int v = 0; v < STEP; ++v) {
+          row += e[v];
+          columns[j / LANES + v] += e[v];
+        }
       }
-      if (!full) tile.mask(p, i, C(0), scores);
-      V row{};
-      for (int64_t v = 0; v < TILE / LANES; ++v) {
-        const V e = load<V>(scores + v * LANES);
-        row += e;
-        columns[v] += e;
-      }
-      row_sums[i] += sum_lanes<C, WIDE>(row)[0];
+      store(row_sums + i * LANES, row);
     });
     if (tile.diagonal()) return;
-    for (int64_t j = 0; j < TILE; ++j) column_sums[j] += columns[j / LANES][j % LANES];
+    C sums[TILE];
+    copy((const C*)columns, TILE, sums);
+    for (int64_t j = 0; j < TILE; ++j) p.sums[tile.column + j] += sums[j];
   }
 
   // Adds sum_k 2^(scores[k] - maximum) to an anchor's sum after raising its maximum to that of the new scores.
@@ -161,25 +121,36 @@ struct Loops {
     *maximum = highest;
   }
 
-  static void add_sums(const Problem& p, int64_t a_begin, int64_t a_end, int64_t b_begin, int64_t b_end, C* workspace) {
-    for_each_tile(p, a_begin, a_end, b_begin, b_end, [&](const Tile& tile) {
-      if (!p.running) return add_shifted(p, tile, workspace);
-      const bool full = tile.full(p);
-      for_each_row(p, tile, workspace, [&](int64_t i, C* scores) {
-        for (int64_t j = 0; j < TILE; j += STEP * LANES) {
-          V s[STEP], factor[STEP];
-          load_scores(p, tile, i, j, scores, s, factor);
-          for (int v = 0; v < STEP; ++v) store(scores + j + v * LANES, s[v]);
-        }
-        if (!full) tile.mask(p, i, LOWEST, scores);
-        add_running(p.maxima + tile.row + i, p.sums + tile.row + i, scores);
-      });
-      if (tile.diagonal()) return;
-      C* const columns = workspace + TILE * TILE;
-      transpose(workspace, TILE, TILE, columns);
-      for (int64_t j = 0; j < TILE; ++j)
-        add_running(p.maxima + tile.column + j, p.sums + tile.column + j, columns + j * TILE);
+  static void add_running(const Problem& p, const Tile& tile, C* workspace) {
+    const bool full = tile.full(p);
+    for_each_row(p, tile, workspace, [&](int64_t i, C* scores) {
+      for (int64_t j = 0; j < TILE; j += STEP * LANES) {
+        V s[STEP];
+        exponents(p, tile, i, j, scores, s);
+        if (!full) tile.mask(p, i, j, LOWEST, s);
+        for (int v = 0; v < STEP; ++v) store(scores + j + v * LANES, s[v]);
+      }
+      add_running(p.maxima + tile.row + i, p.sums + tile.row + i, scores);
     });
+    if (tile.diagonal()) return;
+    C* const columns = workspace + TILE * TILE;
+    transpose(workspace, TILE, TILE, columns);
+    for (int64_t j = 0; j < TILE; ++j)
+      add_running(p.maxima + tile.column + j, p.sums + tile.column + j, columns + j * TILE);
+  }
+
+  static void add_sums(const Problem& p, int64_t a_begin, int64_t a_end, int64_t b_begin, int64_t b_end, C* workspace) {
+    if (p.running) {
+      for_each_tile(p, a_begin, a_end, b_begin, b_end, [&](const Tile& tile) { add_running(p, tile, workspace); });
+      return;
+    }
+    C* const row_sums = workspace + TILE * TILE;
+    for (int64_t a = a_begin; a < a_end; ++a) {
+      set_zero(row_sums, TILE * LANES);
+      for_each_tile(p, a, a + 1, a_begin == b_begin ? a : b_begin, b_end,
+                    [&](const Tile& tile) { add_shifted(p, tile, workspace, row_sums); });
+      for (int64_t i = 0; i < TILE; ++i) p.sums[a * TILE + i] += sum_lanes<C, WIDE>(load<V>(row_sums + i * LANES))[0];
+    }
   }
 
   template <class A, class B>
@@ -192,7 +163,7 @@ struct Loops {
 
   // L_i - s_ip in natural units.
   static double margin(const Problem& p, int64_t i, C log_sum) {
-    const C positive = dot(Panels::row(p, i), Panels::row(p, partner(p, i)), p.d);
+    const C positive = dot(Panels::row(p, i), Panels::row(p, p.partner(i)), p.d);
     return LN_2 * log_sum - double(positive) * p.inverse_temperature;
   }
 
@@ -216,47 +187,60 @@ struct Loops {
       if (p.running)
         p.scaled_weights[i] = negatives ? log_sum[i] : -LOWEST;
       else
-        p.scaled_weights[i] = negatives ? C(p.weights[i] * __builtin_exp2(double(shift(p)) - log_sum[i])) : C(0);
+        p.scaled_weights[i] =
+            negatives ? C(p.weights[i] * __builtin_exp2(double(shift(p)) - log_sum[i])) * factor(p, i) : C(0);
     }
   }
 
   // G of a tile, times the factors of both rows where panels lack them. Panels that round G leave its sum with the
   // scores to be taken here, for the temperature's gradient: a difference of large numbers.
   static void pair_gradients(const Problem& p, const Tile& tile, C* workspace) {
-    const bool full = tile.full(p);
-    const V top = V{} + shift(p);
-    const C *const row_scaled = p.scaled_weights + tile.row, *const column_scaled = p.scaled_weights + tile.column;
-    const C *const row_weight = p.weights + tile.row, *const column_weight = p.weights + tile.column;
-    const bool slopes = Panels::FACTORS && p.slopes;
+    const bool full = tile.full(p), slopes = Panels::FACTORS && p.slopes;
     V slope{};
     for_each_row(p, tile, workspace, [&](int64_t i, C* scores) {
-      V products[TILE / LANES];
-      for (int64_t v = 0; slopes && v < TILE / LANES; ++v) products[v] = load<V>(scores + v * LANES);
+#pragma GCC unroll 16
       for (int64_t j = 0; j < TILE; j += STEP * LANES) {
-        V g[STEP], factor[STEP];
-        load_scores(p, tile, i, j, scores, g, factor);
-        if (p.running) {
+        V g[STEP];
+        exponents(p, tile, i, j, scores, g);
+        if (p.running)
+          weigh_running(p, tile, i, j, g);
+        else
+          weigh_shifted(p, tile, i, j, g);
+        if (!full) tile.mask(p, i, j, C(0), g);
 #pragma GCC unroll 16
-          for (int v = 0; v < STEP; ++v) {
-            const int64_t k = j + v * LANES;
-            g[v] = row_weight[i] * exp2_nonpositive<C, WIDE>(g[v] - row_scaled[i]) +
-                   load<V>(column_weight + k) * exp2_nonpositive<C, WIDE>(g[v] - load<V>(column_scaled + k));
-          }
-        } else {
-#pragma GCC unroll 16
-          for (int v = 0; v < STEP; ++v) g[v] -= top;
-          exp2_nonpositive<C, WIDE>(g);
-#pragma GCC unroll 16
-          for (int v = 0; v < STEP; ++v) g[v] *= row_scaled[i] + load<V>(column_scaled + j + v * LANES);
+        for (int v = 0; v < STEP; ++v) {
+          C* const score = scores + j + v * LANES;
+          if (slopes) slope += g[v] * load<V>(score);
+          store(score, g[v]);
         }
-#pragma GCC unroll 16
-        for (int v = 0; v < STEP; ++v) store(scores + j + v * LANES, Panels::FACTORS ? g[v] * factor[v] : g[v]);
       }
-      if (!full) tile.mask(p, i, C(0), scores);
-      for (int64_t v = 0; slopes && v < TILE / LANES; ++v) slope += load<V>(scores + v * LANES) * products[v];
     });
     // A tile on the diagonal holds every pair twice.
     if (slopes) p.slopes[tile.row] += sum_lanes<C, WIDE>(slope)[0] * (tile.diagonal() ? 0.5 : 1);
+  }
+
+  // From exponents to G.
+  static void weigh_shifted(const Problem& p, const Tile& tile, int64_t i, int64_t j, V (&g)[STEP]) {
+    const C row_scaled = p.scaled_weights[tile.row + i], row_factor = factor(p, tile.row + i);
+    const C *const scaled = p.scaled_weights + tile.column + j, *const factor = p.factors + tile.column + j;
+    exp2_bounded<C, WIDE>(g);
+#pragma GCC unroll 16
+    for (int v = 0; v < STEP; ++v) {
+      const V column_scaled = load<V>(scaled + v * LANES);
+      if (Panels::FACTORS)
+        g[v] *= row_scaled * load<V>(factor + v * LANES) + column_scaled * row_factor;
+      else
+        g[v] *= row_scaled + column_scaled;
+    }
+  }
+
+  static void weigh_running(const Problem& p, const Tile& tile, int64_t i, int64_t j, V (&g)[STEP]) {
+    for (int v = 0; v < STEP; ++v) {
+      const int64_t row = tile.row + i, column = tile.column + j + v * LANES;
+      g[v] = p.weights[row] * exp2_nonpositive<C, WIDE>(g[v] - p.scaled_weights[row]) +
+             load<V>(p.weights + column) * exp2_nonpositive<C, WIDE>(g[v] - load<V>(p.scaled_weights + column));
+      if (Panels::FACTORS) g[v] *= p.factors[row] * load<V>(p.factors + column);
+    }
   }
 
   static void add_gradient(const Problem& p, int64_t a_begin, int64_t a_end, int64_t b_begin, int64_t b_end,
@@ -271,16 +255,16 @@ struct Loops {
     const int64_t d = p.d;
     double temperature = 0;
     for (int64_t i = begin; i < end; ++i) {
-      const int64_t positive = partner(p, i);
+      const int64_t positive = p.partner(i);
       const C weight = p.weights[i] + p.weights[positive];
       C* const dz = p.gradient + i * Panels::width(d);
       const auto z = Panels::row(p, i), other = Panels::row(p, positive);
-      const C factor = Panels::FACTORS ? p.factors[i] * shift(p) : C(1), unscale = factor == 0 ? C(0) : 1 / factor;
+      const C unscale = factor(p, i) == 0 ? C(0) : 1 / factor(p, i);
       for (int64_t j = 0; j < d; ++j) dz[j] = (dz[j] * unscale - weight * other[j]) * p.inverse_temperature;
       const C radial = dot(z, dz, d);
       if (Panels::FACTORS && p.slopes)
-        temperature -= (LN_2 * p.slopes[i] - double(weight) * dot(z, other, d) * p.inverse_temperature / 2) *
-                       p.inverse_temperature;
+        temperature -=
+            (p.slopes[i] - double(weight) * dot(z, other, d) / 2) * p.inverse_temperature * p.inverse_temperature;
       else
         temperature -= double(radial) * p.inverse_temperature / 2;
       T* const to = i < p.pairs ? (first ? first + i * d : nullptr) : (second ? second + (i - p.pairs) * d : nullptr);

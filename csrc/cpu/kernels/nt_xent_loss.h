@@ -27,8 +27,10 @@ struct NtXentLoss {
   double* slopes;  // sums of G_ij s_ij, in the first row of each tile; null: no gradient of the temperature is wanted
   C* maxima;       // with a running maximum the anchor's shift, else unused
   C* weights;      // backward: w_i sigma_i of every anchor
-  C* scaled_weights;  // backward: that over the anchor's sum
+  C* scaled_weights;  // backward: that over the anchor's sum, times its factor; with a running maximum L_i
   C* gradient;        // of the rows; null in the forward
+
+  int64_t partner(int64_t i) const { return i < pairs ? i + pairs : i - pairs; }
 };
 
 template <class T>

@@ -175,14 +175,19 @@ struct BFloat16Panels {
   }
 
   static void round_two_rows(const float* weights, BFloat16Pair* along_rows, BFloat16Pair* along_columns) {
-    using Singles = Vector<uint16_t, WIDE / 2>;
-    for (int64_t j = 0; j < TILE; j += LANES) {
-      const auto upper = (Singles)_mm512_cvtneps_pbh(load<__m512>(weights + j));
-      const auto lower = (Singles)_mm512_cvtneps_pbh(load<__m512>(weights + TILE + j));
-      store(along_rows + j / 2, upper);
-      store(along_rows + TILE / 2 + j / 2, lower);
-      store(along_columns + j, __builtin_convertvector(upper, V) | __builtin_convertvector(lower, V) << 16);
-    }
+    using Singles = Vector<uint16_t, WIDE>;
+    constexpr Singles INTERLEAVE = {0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
+                                    8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+    const auto round = [&](const float* first, const float* second) {
+      return (__m512i)_mm512_cvtne2ps_pbh(load<__m512>(second), load<__m512>(first));
+    };
+    for (int64_t row = 0; row < 2; ++row)
+      for (int64_t j = 0; j < TILE; j += 2 * LANES) {
+        const float* const from = weights + row * TILE + j;
+        store(along_rows + (row * TILE + j) / 2, round(from, from + LANES));
+      }
+    for (int64_t j = 0; j < TILE; j += LANES)
+      store(along_columns + j, _mm512_permutexvar_epi16((__m512i)INTERLEAVE, round(weights + j, weights + TILE + j)));
   }
 };
 
