@@ -7,6 +7,7 @@
 #include "cpu/parallel.h"
 #include "cpu/partition.h"
 #include "cpu/read_sequences.h"
+#include "cpu/streaming.h"
 
 namespace cmi_fast {
 
@@ -150,6 +151,7 @@ Gradients self_attentive_pool_backward(Tensor pooled_grad_, Tensor attention_, T
                            {{pooled_grad.const_data_ptr(), element<T>(pooled_grad)},
                             data<T>(attention),
                             {items_grad ? item_gradient.mutable_data_ptr() : nullptr, element<T>(items)},
+                            element<T>(items) == Element::computed && worth_streaming<T>(item_gradient),
                             parameters ? sums + part * size : nullptr},
                            workspace);
     });

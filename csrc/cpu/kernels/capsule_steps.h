@@ -3,9 +3,9 @@
 #pragma once
 
 #include "cpu/kernels/capsule_routing.h"
+#include "cpu/kernels/item_rows.h"
 #include "cpu/kernels/place_buffers.h"
 #include "cpu/kernels/product.h"
-#include "cpu/kernels/rows.h"
 
 namespace cmi_fast {
 namespace {
@@ -36,35 +36,6 @@ struct CapsuleSteps {
       copy(from + i * d, d, to + i * width);
       set_zero(to + i * width + d, width - d);
     }
-  }
-
-  // The gradient of the item `index`.
-  static void write_gradient(const T* row, int64_t index, int64_t d, const Gradients& gradients) {
-    if (!gradients.stream) return write_row(row, index, d, gradients.items);
-    T* const to = static_cast<T*>(gradients.items.data) + index * d;
-    for (int64_t j = 0; j < d; j += LANES) store_streaming(to + j, load<V>(row + j));
-  }
-
-  // Zeros for the items begin .. end, which are padding.
-  static void clear_gradients(int64_t begin, int64_t end, int64_t d, const Gradients& gradients) {
-    const MutableRows& rows = gradients.items;
-    const int64_t bytes = d * (rows.element == Element::computed ? sizeof(T) : 2);
-    char* const to = static_cast<char*>(rows.data) + begin * bytes;
-    if (!gradients.stream) return set_zero(to, (end - begin) * bytes);
-    for (int64_t i = 0; i < (end - begin) * bytes; i += WIDE) store_streaming(reinterpret_cast<T*>(to + i), V{});
-  }
-
-  // Fetches into L2, while others are computed, `count` items of sequence b from `start` on, as far as it has them.
-  // Inlined, as gcc drops calls of a function that does nothing but prefetch.
-  __attribute__((always_inline)) static void prefetch_items(const Problem& p, int64_t b, int64_t start, int64_t count) {
-    if (b >= p.sequences.batch) return;
-    constexpr int64_t CACHE_LINE = 64;
-    constexpr int L2 = 2;
-    const int64_t row_bytes = p.d * (p.items.element == Element::computed ? sizeof(T) : 2);
-    const int64_t left = p.sequences.length(b) - start;
-    const char* const from = static_cast<const char*>(p.items.data) + (p.sequences.first(b) + start) * row_bytes;
-    for (int64_t byte = 0; byte < (count < left ? count : left) * row_bytes; byte += CACHE_LINE)
-      __builtin_prefetch(from + byte, 0, L2);
   }
 
   // Sequence b's logits to start from, rows `stride` apart.

@@ -101,7 +101,7 @@ struct CapsulesByPlace {
       for (int64_t i = 0; i < count; ++i) {
         if (t < p.sequences.length(first + i)) {
           Steps::load_row(p.items, p.sequences.first(first + i) + t, p.d, s.d, w.items + i * s.d);
-          Steps::prefetch_items(p, first + i, t + 2, 1);
+          prefetch_items<T>(p.items, p.sequences, p.d, first + i, t + 2, 1);
         } else
           set_zero(w.items + i * s.d, s.d);
         if (p.bias) copy(w.bias, s.votes, votes + i * s.rows * s.votes);
@@ -157,7 +157,7 @@ struct CapsulesByPlace {
       const int64_t b = sequences[i], first = p.sequences.first(b), length = p.sequences.length(b);
       if (gradients.maps) {
         Steps::load_row(p.items, first + t, p.d, s.d, w.items + i * s.d);
-        Steps::prefetch_items(p, b + GRADIENT_BLOCK, t, 1);
+        prefetch_items<T>(p.items, p.sequences, p.d, b + GRADIENT_BLOCK, t, 1);
       }
       for (int64_t k = 0; k < p.interests; ++k) {
         const T weight = gradients.weights[first * p.interests + k * length + t];
@@ -178,7 +178,7 @@ struct CapsulesByPlace {
                                             s.d, w.map_gradient + k * s.e * s.d, s.d, true);
     }
     for (int64_t i = 0; gradients.items.data && i < count; ++i)
-      Steps::write_gradient(w.gradient + i * s.d, p.sequences.first(sequences[i]) + t, p.d, gradients);
+      write_gradient(w.gradient + i * s.d, p.sequences.first(sequences[i]) + t, p.d, gradients.items, gradients.stream);
   }
 
   static void backward(const Problem& p, int64_t begin, int64_t end, const CapsuleRoutingGradients<T>& gradients,
@@ -198,7 +198,8 @@ struct CapsulesByPlace {
         if (t < p.sequences.length(b))
           sequences[count++] = b;
         else if (gradients.items.data && t < p.sequences.rows(b))
-          Steps::clear_gradients(p.sequences.first(b) + t, p.sequences.first(b) + t + 1, p.d, gradients);
+          clear_gradients<T>(p.sequences.first(b) + t, p.sequences.first(b) + t + 1, p.d, gradients.items,
+                             gradients.stream);
         if (count == GRADIENT_BLOCK || (count > 0 && b + 1 == p.sequences.batch)) {
           differentiate(p, s, t, sequences, count, gradients, w, bias);
           count = 0;

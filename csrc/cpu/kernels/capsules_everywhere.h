@@ -164,7 +164,7 @@ struct CapsulesEverywhere {
       set_zero(w.logits + p.interests * stride, (s.k - p.interests) * stride);
       for (int64_t i = 0; i < p.iterations; ++i) {
         if (i > 0) update_logits(p, s, length, stride, w);
-        Steps::prefetch_items(p, b + 1, i * share, share);
+        prefetch_items<T>(p.items, p.sequences, p.d, b + 1, i * share, share);
         Steps::softmax(s.k, count, length, stride, w.logits, w.weights);
         product<V, TILE_ROWS, TILE_VECTORS>(s.k, s.d, length, Scalars<T>{w.weights, stride, 1}, w.items, s.d, w.y, s.d,
                                             false);
@@ -206,8 +206,9 @@ struct CapsulesEverywhere {
     }
     product<V, TILE_ROWS, TILE_VECTORS>(padded, s.d, p.interests, Scalars<T>{w.weights, 1, padded}, y_gradient, s.d,
                                         w.items, s.d, false);
-    for (int64_t t = 0; t < length; ++t) Steps::write_gradient(w.items + t * s.d, first + t, p.d, gradients);
-    Steps::clear_gradients(first + length, first + p.sequences.rows(b), p.d, gradients);
+    for (int64_t t = 0; t < length; ++t)
+      write_gradient(w.items + t * s.d, first + t, p.d, gradients.items, gradients.stream);
+    clear_gradients<T>(first + length, first + p.sequences.rows(b), p.d, gradients.items, gradients.stream);
   }
 
   static void backward(const Problem& p, int64_t begin, int64_t end, const Gradients& gradients, T* memory) {

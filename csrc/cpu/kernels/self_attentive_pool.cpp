@@ -9,8 +9,8 @@
 // of its columns at a time, and the backward computes it again.
 #include "cpu/kernels/self_attentive_pool.h"
 
+#include "cpu/kernels/item_rows.h"
 #include "cpu/kernels/product.h"
-#include "cpu/kernels/rows.h"
 #include "cpu/kernels/self_attentive_layout.h"
 
 namespace cmi_fast {
@@ -43,9 +43,9 @@ struct Loops : SelfAttentivePoolLayout<T> {
     return padded;
   }
 
-  // (1 - e) / (1 + e) with e = exp(-2 |x|), and the sign of x, of a panel in place. Two quotients a / b and c / d are
-  // a d / (b d) and c b / (b d): a division takes longer than the three products.
-  static void hyperbolic_tangent(int64_t count, T* x) {
+  // (1 - e) / (1 + e) with e = exp(-2 |x|), and the sign of x, of a panel in place. Out of line: beside a product gcc
+  // keeps the constants of the exponential in memory.
+  __attribute__((noinline)) static void hyperbolic_tangent(int64_t count, T* x) {
     constexpr int STEP = 4;
     for (int64_t i = 0; i < count; i += STEP * LANES) {
       V value[STEP], e[STEP];
@@ -56,11 +56,9 @@ struct Loops : SelfAttentivePoolLayout<T> {
       }
       exp2_nonpositive<T, WIDE>(e);
 #pragma GCC unroll 4
-      for (int v = 0; v < STEP; v += 2) {
-        const V below[] = {T(1) + e[v], T(1) + e[v + 1]}, inverse = T(1) / (below[0] * below[1]);
-        const V tangent[] = {(T(1) - e[v]) * (below[1] * inverse), (T(1) - e[v + 1]) * (below[0] * inverse)};
-        for (int half = 0; half < 2; ++half)
-          store(x + i + (v + half) * LANES, value[v + half] < 0 ? -tangent[half] : tangent[half]);
+      for (int v = 0; v < STEP; ++v) {
+        const V tangent = (T(1) - e[v]) / (T(1) + e[v]);
+        store(x + i + v * LANES, value[v] < 0 ? -tangent : tangent);
       }
     }
   }
@@ -130,6 +128,7 @@ struct Loops : SelfAttentivePoolLayout<T> {
       const int64_t padded = load_items(p, s, packed, b, w);
       for (int64_t start = 0; start < length; start += BLOCK) {
         const int64_t rows = block_rows(padded, start);
+        prefetch_items<T>(p.items, p.sequences, p.sizes.d, b + 1, start, BLOCK);
         for (int64_t column = 0; column < s.h; column += PANEL) {
           compute_hidden(p, s, packed, start, rows, column, w);
           add_to_lanes(p, s, packed, rows, column, w);
@@ -199,7 +198,6 @@ struct Loops : SelfAttentivePoolLayout<T> {
     const Packed packed(s, p.packed);
     const Workspace w(s, memory);
     const MutableRows out = gradients.items;
-    const int64_t bytes = p.sizes.d * (out.element == Element::computed ? sizeof(T) : 2);
     if (gradients.parameters) set_zero(gradients.parameters, Layout::gradient_size(p.sizes));
     T* const positions = gradients.parameters && s.places ? Sums(s, gradients.parameters).positions : nullptr;
     for (int64_t b = begin; b < end; ++b) {
@@ -208,6 +206,7 @@ struct Loops : SelfAttentivePoolLayout<T> {
       load_cotangents(p, s, b, padded, gradients, w);
       for (int64_t start = 0; start < length; start += BLOCK) {
         const int64_t rows = block_rows(padded, start);
+        prefetch_items<T>(p.items, p.sequences, p.sizes.d, b + 1, start, BLOCK);
         for (int64_t column = 0; column < s.h; column += PANEL) {
           differentiate_hidden(p, s, packed, start, rows, column, gradients.parameters, w);
           if (out.data || positions)
@@ -220,11 +219,11 @@ struct Loops : SelfAttentivePoolLayout<T> {
           product<V, TILE_ROWS, TILE_VECTORS>(rows, s.d, p.sizes.interests, Scalars<T>{w.weights + start * s.k, s.k, 1},
                                               w.pooled, s.d, w.item_gradient, s.d, true);
         for (int64_t i = 0; out.data && i < rows && start + i < length; ++i)
-          write_row(w.item_gradient + i * s.d, first + start + i, p.sizes.d, out);
+          write_gradient(w.item_gradient + i * s.d, first + start + i, p.sizes.d, out, gradients.stream);
       }
-      if (out.data)
-        set_zero(static_cast<char*>(out.data) + (first + length) * bytes, (p.sequences.rows(b) - length) * bytes);
+      if (out.data) clear_gradients<T>(first + length, first + p.sequences.rows(b), p.sizes.d, out, gradients.stream);
     }
+    finish_streaming();
   }
 
   static constexpr SelfAttentivePoolKernel<T> KERNEL{

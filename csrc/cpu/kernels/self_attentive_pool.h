@@ -33,6 +33,7 @@ struct SelfAttentivePoolGradients {
   ConstRows pooled;    // [batch, interests, d], the cotangent of the interests
   const T* attention;  // [rows, interests], by forward
   MutableRows items;   // [rows, d], or data null: not wanted
+  bool stream;         // the items' past the caches
   T* parameters;       // partial sum of this call, gradient_size of them; or null
 };
 
