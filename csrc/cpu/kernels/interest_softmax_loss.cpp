@@ -140,8 +140,9 @@ struct Loops : InterestSoftmaxLayout<T> {
     *sum = sum_lanes<T, WIDE>(total)[0];
   }
 
-  static void score(const Problem& p, const Outputs& outputs, int64_t user_begin, int64_t user_end, int64_t tile_begin,
-                    int64_t tile_end, T* workspace) {
+  // Flattened, as GCC would leave the product's tiles calls of a function: a fifteenth of the time.
+  __attribute__((flatten)) static void score(const Problem& p, const Outputs& outputs, int64_t user_begin,
+                                             int64_t user_end, int64_t tile_begin, int64_t tile_end, T* workspace) {
     const int64_t wide = padded(p.d), step = strip(p.m), tiles = tiles_of(p.count);
     for (int64_t tile = tile_begin; tile < tile_end; ++tile)
       for (int64_t first = user_begin; first < user_end; first += step) {
