@@ -237,6 +237,25 @@ def test_backward_returns_only_what_is_wanted(wanted: int) -> None:
         assert torch.equal(gradient, full) if index == wanted else gradient.numel() == 0
 
 
+@pytest.mark.parametrize("reduction", ["sum", "mean"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_the_operator_reduces(dtype: torch.dtype, reduction: str) -> None:
+    arguments = make(5, 3, 70, 4, dtype)
+    inputs = [arguments[name] for name in FLOATING]
+    cotangent = torch.tensor(-1.7)
+
+    def loss(reduce: str) -> Callable[..., Tensor]:
+        def run(*floating: Tensor) -> Tensor:
+            losses = cpu(**{**arguments, **dict(zip(FLOATING, floating, strict=True))}, reduction=reduce)
+            return getattr(losses, reduction)() if reduce == "none" else losses
+
+        return run
+
+    expected = with_gradients(loss("none"), inputs, cotangent)
+    for our, their in zip(with_gradients(loss(reduction), inputs, cotangent), expected, strict=True):
+        torch.testing.assert_close(our, their)
+
+
 def test_second_derivative_is_refused() -> None:
     arguments = make(3, 2, 5, 4, torch.float32)
     loss = cpu(**{**arguments, "interests": arguments["interests"].requires_grad_()})
