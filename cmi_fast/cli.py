@@ -1,9 +1,8 @@
-"""The command line: ``cmi-fast info | simulate | stats | train | compare | evaluate | recommend | export``."""
+"""The command line: ``cmi-fast info | simulate | stats | train | compare | evaluate | report | recommend | export``."""
 
 from __future__ import annotations
 
 import io
-import itertools
 import json
 import sys
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ import cmi_fast
 from cmi_fast import _native, functional, triton
 from cmi_fast.errors import InputError
 from cmi_fast.ops.backend import automatic_backends
+from cmi_fast.printing import plain, print_comparison, print_metrics, print_notes
 from cmi_fast.tables import text_table
 
 UsageError: Any = typer.BadParameter.__base__  # of click, which newer typers carry within themselves
@@ -40,29 +40,12 @@ Columns = Annotated[str | None, typer.Option(help="Which column is what: user_id
 TimeZone = Annotated[str | None, typer.Option(help="Whose days split the log, such as Asia/Shanghai (UTC).")]
 SplitBy = Annotated[str | None, typer.Option("--split", help="day (the default), last, ratio or ratio:0.8,0.1,0.1.")]
 Data = Annotated[Path | None, typer.Option(help="Another log than the one trained on.")]
-TABLES = [
-    [f"{metric}@{k}" for metric in metrics for k in (10, 20, 50)]
-    for metrics in (("Recall", "HitRate"), ("NDCG", "MRR", "Coverage"))
-]
-NAMES = {
-    "cmi": "CMI",
-    "cmi-authors": "CMI, authors' code",
-    "comirec-dr": "ComiRec-DR",
-    "comirec-sa": "ComiRec-SA",
-    "dssrec": "DSSRec",
-    "mind": "MIND",
-    "octopus": "Octopus",
-    "item_knn": "ItemKNN",
-    "item_knn_recent": "ItemKNN + recent popularity",
-    "recent_popularity": "Recent popularity",
-    "popularity": "Popularity",
-}
 
 
 @app.command()
 def info() -> None:
     """Versions, compiled operators, ISA level, threads, and the backend that each operator takes."""
-    print(text_table([[key, _plain(value)] for key, value in cmi_fast.build_info().items()]))
+    print(text_table([[key, plain(value)] for key, value in cmi_fast.build_info().items()]))
     rows = [[name, *automatic_backends(name)] for name in functional.__all__]
     print(f"\n{text_table([['operator', 'on the CPU', 'on a GPU'], *rows])}")
     tested = ", ".join(triton.TESTED_ON) or "no GPU yet"
@@ -80,9 +63,11 @@ def simulate(
 ) -> None:
     """Write a micro-video log with known latent categories."""
     from cmi_fast.data.simulate import write_simulation
+    from cmi_fast.display import display
 
     sizes = {"users": users, "items": items, "days": days, "plays_per_user": plays_per_user}
-    log, truth = write_simulation(out, seed=seed, **sizes)
+    with display("simulating"):
+        log, truth = write_simulation(out, seed=seed, **sizes)
     print(f"{out}: {len(log):,} plays of {users:,} users on {items:,} items in {days} days")
     print(f"{out.with_suffix('.truth.parquet')}: the category of each item ({truth['category'].n_unique()} categories)")
 
@@ -98,12 +83,15 @@ def stats(
 ) -> None:
     """The row of the paper's Table 2, and what each split holds."""
     from cmi_fast.data import statistics
+    from cmi_fast.display import display
     from cmi_fast.training.config import Source
 
     source = Source(**_given(data, where, positive, columns, time_zone, split))
-    interactions = source.read()
-    _print_notes(interactions.notes)
-    print(statistics(interactions, source.split))
+    with display("reading"):
+        interactions = source.read()
+        print_notes(interactions.notes)
+        table = statistics(interactions, source.split)
+    print(table)
 
 
 @app.command()
@@ -127,6 +115,7 @@ def train(
         Path | None,
         typer.Option(help="Known categories (item_id, category) to compare the learned ones with."),
     ] = None,
+    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write events into OUT/tensorboard.")] = False,
     overwrite: Annotated[bool, typer.Option(help="Write into a folder that is not empty.")] = False,
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
     rolling: Annotated[str | None, typer.Option(help="Test days FIRST:LAST, each in turn; OUT/DAY-SEED each.")] = None,
@@ -141,18 +130,19 @@ def train(
     from cmi_fast.run import check_output, resume_run, train_run
     from cmi_fast.training.checkpoint import Evaluation
     from cmi_fast.training.config import Source, load_config
+    from cmi_fast.training.record import summary_writer
 
     def on_read(interactions: Interactions) -> None:
-        _print_notes(interactions.notes)
+        print_notes(interactions.notes)
 
     run: Path
     if resume is not None:
         others = (data, out, model, optimizer, precision, config, set_, where, positive, columns, time_zone, split)
-        flags = overwrite or no_test or profile or device != "cpu" or seeds != 1
+        flags = overwrite or no_test or profile or tensorboard or device != "cpu" or seeds != 1
         if any(x is not None for x in (*others, item_categories, rolling)) or flags:
             raise InputError("--resume: expected no other arguments, as the training goes on with those it began with")
         run = resume
-        with _resumable(run), display() as progress:
+        with _resumable(run), display("reading") as progress:
             metrics = resume_run(run, on_read=on_read, progress=progress)
     else:
         if data is None or out is None:
@@ -172,7 +162,9 @@ def train(
         if profile and device != "cpu":
             raise InputError(f"--profile: expected --device cpu, whose time it measures, found {device}")
         check_output(run, data, overwrite)
-        with _resumable(run), display(profile) as progress:
+        if tensorboard:
+            summary_writer()
+        with _resumable(run), display("reading", profile) as progress:
             metrics = train_run(
                 source,
                 run,
@@ -180,11 +172,12 @@ def train(
                 device=device,
                 item_categories=item_categories,
                 evaluation=Evaluation(test=not no_test),
+                tensorboard=tensorboard,
                 on_read=on_read,
                 progress=progress,
             )
-    _print_metrics(metrics)
-    print(f"\n{run}: config.toml, model.safetensors, items.parquet, users.parquet, metrics.json")
+    print_metrics(metrics)
+    print(f"\n{run}: config.toml, model.safetensors, items.parquet, users.parquet, metrics.json, report.html, log.txt")
 
 
 def _train_rolling(
@@ -194,13 +187,13 @@ def _train_rolling(
     from cmi_fast.rolling import Days, train_rolling
 
     try:
-        with display() as progress:
+        with display("reading") as progress:
             days, say = Days.parse(rolling), progress.bar.console.print
             train_rolling(source, folder, config, days, seeds, test=test, device=device, on_run=say, progress=progress)
     except KeyboardInterrupt:
         print("cmi-fast: interrupted; to continue, repeat the command", file=sys.stderr)
         raise typer.Exit(130) from None
-    _print_comparison(folder, None)
+    print_comparison(folder, None)
 
 
 @app.command()
@@ -209,31 +202,7 @@ def compare(
     run_b: Annotated[Path | None, typer.Argument(help="Another one, of the same log.", show_default=False)] = None,
 ) -> None:
     """Differences between two rolling tests, and to the baselines, with 95 % intervals over users."""
-    _print_comparison(run_a, run_b)
-
-
-def _print_comparison(folder_a: Path, folder_b: Path | None) -> None:
-    """The tables of ``compare``; without ``folder_b``, the baselines alone."""
-    from cmi_fast.rolling import Rolling, differences
-
-    a = Rolling.read(folder_a)
-    systems = sorted(a.frame["system"].unique(), key=list(NAMES).index)
-    others = {NAMES[name]: a.of(name) for name in systems if name != a.model}
-    if folder_b is not None:
-        b = Rolling.read(folder_b)
-        if a.part != b.part:
-            raise InputError(f"compare: {folder_a} has metrics of {a.part} days, {folder_b} of {b.part} days")
-        others = {str(folder_b): b.of(b.model), **others}
-    frame, days = a.of(a.model), a.by_seed["day"].unique().sort().to_list()
-    print(f"\na = {folder_a}: {NAMES[a.model]}, {frame['user_id'].n_unique():,} users, {len(frame):,} users and days")
-    seeds = len(a.by_seed) // len(days)
-    print(f"{a.part} metrics, test days {days}, mean over {seeds} seeds; 95 % intervals over users")
-    for name, other in others.items():
-        rows = [["", "a", "b", "a - b", "from", "to"]]
-        for metric, found in differences(frame, other).items():
-            values = (found.mean_a, found.mean_b, found.difference, found.low, found.high)
-            rows.append([metric, *(f"{value:.4f}" for value in values)])
-        print(f"\nb = {name}\n{text_table(rows)}")
+    print_comparison(run_a, run_b)
 
 
 @app.command()
@@ -248,13 +217,37 @@ def evaluate(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
     """Metrics of a trained model beside the baselines. The log is read as for training, but for what is given."""
+    from cmi_fast.display import display
     from cmi_fast.run import evaluate_run
 
-    metrics = evaluate_run(run, **_given(data, where, positive, columns, time_zone, split))
+    given = _given(data, where, positive, columns, time_zone, split)
+    with display("reading") as progress:
+        metrics = evaluate_run(run, progress=progress, **given)
     if as_json:
         print(json.dumps(metrics, indent=2))
     else:
-        _print_metrics(metrics)
+        print_metrics(metrics)
+
+
+@app.command()
+def report(
+    run: Run,
+    item_categories: Annotated[
+        Path | None, typer.Option(help="Known categories (item_id, category); default: those given to train.")
+    ] = None,
+    data: Data = None,
+    where: Where = None,
+    positive: Positive = None,
+    columns: Columns = None,
+    time_zone: TimeZone = None,
+) -> None:
+    """Write RUN/report.html, as train does at its end: to look at in a browser, no network needed."""
+    from cmi_fast.display import display
+    from cmi_fast.run import report_run
+
+    given = _given(data, where, positive, columns, time_zone, None)
+    with display("reading") as progress:
+        print(report_run(run, item_categories=item_categories, progress=progress, **given))
 
 
 @app.command()
@@ -273,12 +266,14 @@ def recommend(
     time_zone: TimeZone = None,
 ) -> None:
     """The best unseen items for every user of the log: user_id, item_id, score, rank."""
+    from cmi_fast.display import display
     from cmi_fast.run import recommend_run
 
     if k < 1:
         raise InputError(f"--k: expected 1 or more, found {k}")
     given = _given(data, where, positive, columns, time_zone, None)
-    frame, unknown = recommend_run(run, out, k, users=users, skip_unknown=skip_unknown, **given)
+    with display("reading") as progress:
+        frame, unknown = recommend_run(run, out, k, users=users, skip_unknown=skip_unknown, progress=progress, **given)
     if unknown:
         print(f"note: {unknown:,} of the users are not in the log")
     print(f"{out}: {len(frame):,} recommendations for {frame['user_id'].n_unique():,} users")
@@ -296,9 +291,12 @@ def export(
     time_zone: TimeZone = None,
 ) -> None:
     """A faiss index of the items and every user's vectors, with the recall that the index reaches."""
+    from cmi_fast.display import display
     from cmi_fast.run import export_run
 
-    summary = export_run(run, faiss, index, **_given(data, where, positive, columns, time_zone, None))
+    given = _given(data, where, positive, columns, time_zone, None)
+    with display("reading") as progress:
+        summary = export_run(run, faiss, index, progress=progress, **given)
     print(f"{faiss}: items.faiss, items.parquet, user_vectors.npy, users.parquet, export.json")
     items, users = summary["items"][0], summary["user_vectors"][0]
     print(f"{summary['index']}: {items:,} items, {users:,} users")
@@ -339,31 +337,6 @@ def _resumable(run: Path) -> Iterator[None]:
         again = f"; to continue: cmi-fast train --resume {run}" if (run / "checkpoint.safetensors").exists() else ""
         print(f"cmi-fast: interrupted{again}", file=sys.stderr)
         raise typer.Exit(130) from None
-
-
-def _print_notes(notes: tuple[str, ...]) -> None:
-    for note in notes:
-        print(f"note: {note}")
-
-
-def _print_metrics(metrics: dict[str, Any]) -> None:
-    systems = {metrics["model"]: metrics, **metrics["baselines"]}
-    parts = [part for part in ("valid", "test") if part in metrics]
-    for day, columns in itertools.product(parts, TABLES):
-        rows = [[day, *columns]]
-        for name, result in sorted(systems.items(), key=lambda item: list(NAMES).index(item[0])):
-            rows.append([NAMES[name], *(f"{result[day][column.lower()]:.4f}" for column in columns)])
-        print(f"\n{text_table(rows)}")
-    if "categories" in metrics:
-        agreement = metrics["categories"]
-        print(
-            f"\nLearned categories against the known ones of {agreement['items']:,} items: "
-            f"NMI {agreement['nmi']:.3f} (shuffled: {agreement['nmi_shuffled']:.3f})"
-        )
-
-
-def _plain(value: object) -> str:
-    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def main() -> None:

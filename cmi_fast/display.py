@@ -1,4 +1,4 @@
-"""What training shows as it goes: a line an epoch, and on a terminal a progress bar below."""
+"""What commands show as they go: a line an epoch, and on a terminal a progress bar below."""
 
 from __future__ import annotations
 
@@ -15,16 +15,20 @@ from cmi_fast.training.trainer import Progress
 
 
 class Display(Progress):
-    def __init__(self, bar: Bar, profile: StepProfile | None = None) -> None:
+    def __init__(self, bar: Bar, phase: str, profile: StepProfile | None = None) -> None:
         self.bar = bar
         self.profile = profile
-        self.task = bar.add_task("reading", total=None, loss="")
+        self.task = bar.add_task(phase, total=None, loss="")
 
     def resume(self, epoch: int, step: int) -> None:
         self.bar.console.print(f"continuing in epoch {epoch} after step {step}")
 
     def phase(self, name: str) -> None:
-        self.bar.update(self.task, description=name, completed=0, total=None, loss="")
+        self.bar.remove_task(self.task)  # an update cannot take back a total
+        self.task = self.bar.add_task(name, total=None, loss="")
+
+    def users(self, done: int, of: int) -> None:
+        self.bar.update(self.task, completed=done, total=of)
 
     def step(self, epoch: int, step: int, steps: int, loss: float) -> None:
         self.bar.update(self.task, description=f"epoch {epoch}", completed=step, total=steps, loss=f"loss {loss:.3f}")
@@ -39,7 +43,8 @@ class Display(Progress):
 
 
 @contextmanager
-def display(profile: bool = False) -> Iterator[Display]:
+def display(phase: str, profile: bool = False) -> Iterator[Display]:
+    """Shows what is going on while the block runs, ``phase`` to begin with."""
     console = Console(highlight=False, soft_wrap=True)
     columns = (
         TextColumn("{task.description}"),
@@ -49,4 +54,4 @@ def display(profile: bool = False) -> Iterator[Display]:
         TextColumn("{task.fields[loss]}"),
     )
     with Bar(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
-        yield Display(bar, StepProfile() if profile else None)
+        yield Display(bar, phase, StepProfile() if profile else None)

@@ -16,13 +16,14 @@ from numpy.typing import NDArray
 from cmi_fast.data import Histories
 from cmi_fast.data.files import atomic_path, write_frame
 from cmi_fast.data.ids import rows_of
+from cmi_fast.data.parquet import read_parquet
 from cmi_fast.data.plays import UNREADABLE, one_line
 from cmi_fast.errors import InputError
 from cmi_fast.evaluation import CUTOFFS, EvaluationTask
 from cmi_fast.models import MultiInterestModel
 from cmi_fast.retrieval import top_k
 from cmi_fast.training.config import Config, load_config
-from cmi_fast.training.trainer import build_model
+from cmi_fast.training.trainer import Progress, build_model
 
 USERS_AT_ONCE = 1024
 
@@ -40,16 +41,20 @@ class Ranker:
     item_ids: NDArray[Any]
     popular: NDArray[np.int64]
 
-    def evaluate(self, task: EvaluationTask, rows: NDArray[np.int64]) -> dict[str, float]:
+    def evaluate(
+        self, task: EvaluationTask, rows: NDArray[np.int64], progress: Progress | None = None
+    ) -> dict[str, float]:
         """Metrics of ``task``; ``rows`` is the model's row of each item row of the task's log (:meth:`encode`)."""
-        return task.evaluate(self.rank_task(task, rows))
+        return task.evaluate(self.rank_task(task, rows, progress))
 
-    def rank_task(self, task: EvaluationTask, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    def rank_task(
+        self, task: EvaluationTask, rows: NDArray[np.int64], progress: Progress | None = None
+    ) -> NDArray[np.int64]:
         """The task's item rows [E, 50] for each of its users, best first, -1 where a list has ended."""
         shared = (rows >= 0) & task.catalogue
         candidates = np.zeros(len(self.item_ids), dtype=bool)
         candidates[rows[shared]] = True
-        _, ranked = self.rank(translate(task.history, rows), max(CUTOFFS), candidates)
+        _, ranked = self.rank(translate(task.history, rows), max(CUTOFFS), candidates, progress=progress)
         back = np.full(len(self.item_ids) + 1, -1)  # its last entry stands for the -1 of an ended list
         back[rows[shared]] = np.flatnonzero(shared)
         ranked_items: NDArray[np.int64] = back[ranked]
@@ -58,16 +63,25 @@ class Ranker:
     @torch.no_grad()
     def interests(self, histories: Histories) -> torch.Tensor:
         """Retrieval vectors [U, m, d] of lists of item rows, the most recent last."""
+        return self.model(*self.padded(histories))
+
+    def padded(self, histories: Histories) -> tuple[torch.Tensor, torch.Tensor]:
+        """What models take: the last items of each list as rows of a matrix [U, L], and their number [U]."""
         recent = histories.last(self.config.max_history)
         lengths = torch.from_numpy(recent.lengths)
         history = torch.zeros(len(recent), max(1, int(recent.lengths.max(initial=0))), dtype=torch.int64)
         history[torch.arange(history.shape[1]) < lengths[:, None]] = torch.from_numpy(recent.items).long()
         device = self.model.items.device
-        return self.model(history.to(device), lengths.to(device))
+        return history.to(device), lengths.to(device)
 
     @torch.no_grad()
     def rank(
-        self, histories: Histories, k: int, candidates: NDArray[np.bool_] | None = None, filter_viewed: bool = True
+        self,
+        histories: Histories,
+        k: int,
+        candidates: NDArray[np.bool_] | None = None,
+        filter_viewed: bool = True,
+        progress: Progress | None = None,
     ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """The k best items for each history, without those in it unless ``filter_viewed`` is False.
 
@@ -90,6 +104,8 @@ class Ranker:
                 offsets, items = (torch.from_numpy(x).to(device) for x in (seen.offsets, seen.items))
             values, columns = top_k(self.interests(block), vectors, k, exclude_offsets=offsets, exclude_ids=items)
             scores[users], found[users] = values.cpu().numpy(), np.append(rows, -1)[columns.cpu().numpy()]
+            if progress is not None:
+                progress.users(int(users[-1]) + 1, len(histories))
         empty = histories.lengths == 0
         popular = self.popular[place[self.popular] >= 0][:k]
         scores[empty], found[empty] = -np.inf, -1
@@ -97,11 +113,16 @@ class Ranker:
         return scores, found
 
     def recommend(
-        self, user_ids: NDArray[Any], histories: Histories, k: int, filter_viewed: bool = True
+        self,
+        user_ids: NDArray[Any],
+        histories: Histories,
+        k: int,
+        filter_viewed: bool = True,
+        progress: Progress | None = None,
     ) -> pl.DataFrame:
         """The k best items for each user, best first: ``user_id, item_id, score, rank`` (from 1); see :meth:`rank`."""
         k = min(k, len(self.item_ids))
-        scores, found = self.rank(histories, k, filter_viewed=filter_viewed)
+        scores, found = self.rank(histories, k, filter_viewed=filter_viewed, progress=progress)
         listed = found >= 0
         return pl.DataFrame(
             {
@@ -156,7 +177,7 @@ class Ranker:
 def _read_items(path: Path) -> tuple[NDArray[Any], NDArray[np.int64]]:
     """The ids and popularity ranks that ``save`` wrote."""
     try:
-        items = pl.read_parquet(path.read_bytes())
+        items = read_parquet(path.read_bytes())
     except UNREADABLE as error:
         raise InputError(f"{path}: cannot be read: {one_line(error)}") from None
     expected = {"item_id": (pl.Int64, pl.String), "popularity_rank": (pl.Int64,)}
@@ -197,7 +218,7 @@ def write_users(path: Path, user_ids: NDArray[Any], histories: Histories) -> Non
 def read_users(path: Path, num_items: int) -> tuple[NDArray[Any], Histories]:
     """What :func:`write_users` wrote. Raises InputError where it is not that."""
     try:
-        frame = pl.read_parquet(path.read_bytes())
+        frame = read_parquet(path.read_bytes())
     except UNREADABLE as error:
         raise InputError(f"{path}: cannot be read: {one_line(error)}") from None
     schemas = [{"user_id": dtype, "history": pl.List(pl.Int32)} for dtype in (pl.Int64, pl.String)]

@@ -18,7 +18,8 @@ from cmi_fast.errors import InputError
 from cmi_fast.evaluation import CUTOFFS, EvaluationTask, PairedDifference, paired_bootstrap
 from cmi_fast.evaluation.baselines import fit_baselines, settings_of
 from cmi_fast.evaluation.users import USER_METRICS, read_user_metrics, write_user_metrics
-from cmi_fast.run import CHECKPOINT, resume_run, train_run
+from cmi_fast.run import resume_run, train_run
+from cmi_fast.run_folder import CHECKPOINT
 from cmi_fast.training.checkpoint import Evaluation
 from cmi_fast.training.config import Config, Source, load_config
 from cmi_fast.training.trainer import Progress

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
+from torch import Tensor
 
-from cmi_fast.data import Interactions
+from cmi_fast.data import Histories, Interactions
 from cmi_fast.data.files import atomic_path, remove_leftovers, write_frame
 from cmi_fast.data.ids import read_user_ids, rows_of
 from cmi_fast.errors import InputError
@@ -21,20 +22,14 @@ from cmi_fast.evaluation import POLICY, EvaluationTask, evaluate_baselines
 from cmi_fast.evaluation.categories import category_agreement, read_item_categories
 from cmi_fast.evaluation.users import USER_METRICS, write_user_metrics
 from cmi_fast.models import CMI
-from cmi_fast.ranking import USERS_AT_ONCE, Ranker, translate, write_users
+from cmi_fast.ranking import USERS_AT_ONCE, Ranker, read_users, translate
+from cmi_fast.report.metrics import read_metrics
 from cmi_fast.retrieval.export import export_index, load_faiss
-from cmi_fast.training.checkpoint import (
-    Done,
-    Evaluation,
-    State,
-    Tensors,
-    fingerprint,
-    read_checkpoint,
-    write_checkpoint,
-)
+from cmi_fast.run_folder import CHECKPOINT, EVENTS, LOG, RunFolder, decisions, outcome, write_report
+from cmi_fast.training.checkpoint import Done, Evaluation, State, Tensors, fingerprint, read_checkpoint
 from cmi_fast.training.config import Config, Source, file_name, file_of
+from cmi_fast.training.record import RunLog, Several, TensorBoard
 from cmi_fast.training.trainer import (
-    Keeper,
     Progress,
     best_epoch,
     build_model,
@@ -44,7 +39,6 @@ from cmi_fast.training.trainer import (
 )
 
 Metrics = dict[str, Any]
-CHECKPOINT = "checkpoint.safetensors"
 
 
 def check_output(run: Path, data: Path, overwrite: bool) -> None:
@@ -70,6 +64,7 @@ def train_run(
     device: str = "cpu",
     item_categories: Path | None = None,
     evaluation: Evaluation | None = None,
+    tensorboard: bool = False,
     on_read: Callable[[Interactions], None] = lambda interactions: None,
     progress: Progress | None = None,
     checkpoint: tuple[State, Tensors] | None = None,
@@ -79,10 +74,12 @@ def train_run(
     ``evaluation`` says what is evaluated when training is done: test part and baselines, unless told otherwise.
 
     The folder appears when training begins: nothing is written for input that cannot be used. From then on
-    :func:`resume_run` can continue, until the metrics are written.
+    :func:`resume_run` can continue, until the metrics are written. ``tensorboard``: events in ``run/tensorboard``.
     """
-    progress = progress or Progress()
     evaluation = evaluation or Evaluation()
+    log = RunLog(run / LOG)
+    events = TensorBoard(run / EVENTS) if tensorboard else None
+    progress = Several(*(part for part in (progress, log, events) if part is not None))
     target = parse_device(device)
     if run.is_dir():
         remove_leftovers(run)
@@ -105,6 +102,7 @@ def train_run(
         device=device,
         item_categories=None if item_categories is None else str(item_categories.resolve()),
         evaluation=evaluation,
+        tensorboard=tensorboard,
         plays=fingerprint(plays),
         done=Done(),
     )
@@ -112,13 +110,15 @@ def train_run(
         raise InputError(
             f"{file_of(source.path)}: has changed since the training in {run} began; train into another folder"
         )
+    if checkpoint is None:
+        log.say(*decisions(state, interactions, split, model, known))
     progress.phase("training")
     epochs = train(
         model,
         plays,
         config,
-        evaluate=lambda: ranker.evaluate(valid, rows),
-        keeper=_Folder(run, ranker, interactions, rows, state, begun=checkpoint is not None),
+        evaluate=lambda: ranker.evaluate(valid, rows, progress),
+        keeper=RunFolder(run, ranker, interactions, rows, state, log, events, checkpoint and checkpoint[0].done),
         progress=progress,
         checkpoint=None if checkpoint is None else (checkpoint[0].done, checkpoint[1]),
     )
@@ -128,20 +128,29 @@ def train_run(
     if evaluation.users:
         lists = [(config.model, task, ranker.rank_task(task, rows)) for task in tasks]
         write_user_metrics(run / USER_METRICS, interactions.user_ids, lists)
-    metrics: Metrics = {
-        "model": config.model,
-        "valid": best.valid,
-        **({"test": ranker.evaluate(test, rows)} if evaluation.test else {}),
+    metrics: Metrics = {"model": config.model, "valid": best.valid}
+    if evaluation.test:
+        metrics["test"] = ranker.evaluate(test, rows, progress)
+    progress.phase("baselines")
+    metrics |= {
         "baselines": evaluate_baselines(split, *tasks) if evaluation.baselines else {},
         "policy": POLICY,
         "best_epoch": best.number,
         "epochs": [asdict(epoch) for epoch in epochs],
     }
     if known is not None and isinstance(model, CMI):
-        metrics["categories"] = category_agreement(model.assigned_categories().cpu().numpy(), known)
+        metrics["categories"] = category_agreement(
+            model.assigned_categories().cpu().numpy(), known.of, ranker.popular
+        ) | {"file": state.item_categories}
+    if events is not None:
+        events.keep(epochs)
     with atomic_path(run / "metrics.json") as path:
         path.write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+    log.say(*outcome(metrics, config))
     (run / CHECKPOINT).unlink()
+    if evaluation.baselines:
+        progress.phase("report")
+        write_report(run, ranker, metrics, interactions.user_ids, translate(interactions.histories(), rows), known)
     return metrics
 
 
@@ -168,66 +177,60 @@ def resume_run(
         device=state.device,
         item_categories=None if state.item_categories is None else Path(state.item_categories),
         evaluation=state.evaluation,
+        tensorboard=state.tensorboard,
         on_read=on_read,
         progress=progress,
         checkpoint=(state, tensors),
     )
 
 
-class _Folder(Keeper):
-    """Keeps weights and checkpoints in the folder of a run."""
-
-    def __init__(
-        self,
-        run: Path,
-        ranker: Ranker,
-        interactions: Interactions,
-        rows: NDArray[np.int64],
-        state: State,
-        begun: bool,
-    ) -> None:
-        self._run, self._ranker, self._interactions, self._rows = run, ranker, interactions, rows
-        self._state, self._begun = state, begun
-
-    def checkpoint(self, done: Done, tensors: Tensors) -> None:
-        if not self._begun:
-            self._begin()
-        state = self._state.model_copy(update={"done": done})
-        write_checkpoint(self._run / CHECKPOINT, state, tensors)
-
-    def keep_best(self) -> None:
-        self._ranker.save_weights(self._run)
-
-    def restore_best(self) -> None:
-        self._ranker.restore_weights(self._run)
-
-    def _begin(self) -> None:
-        """Everything but the weights; what an earlier run left goes, as it would describe other weights."""
-        self._run.mkdir(parents=True, exist_ok=True)
-        for name in ("metrics.json", USER_METRICS, CHECKPOINT):
-            (self._run / name).unlink(missing_ok=True)
-        histories = translate(self._interactions.histories(), self._rows)
-        write_users(self._run / "users.parquet", self._interactions.user_ids, histories)
-        self._ranker.save(self._run, weights=False)
-        self._begun = True
-
-
-def evaluate_run(run: Path, **given: Any) -> Metrics:
+def evaluate_run(run: Path, *, progress: Progress | None = None, **given: Any) -> Metrics:
     """Metrics of the trained model in ``run`` and of the baselines, on its own log; ``given``: as in :func:`_open`."""
-    ranker, source, interactions, rows = _open(run, given)
+    progress = progress or Progress()
+    ranker, source, interactions, rows = _open(run, given, progress)
     split = interactions.split(source.split)
     valid, test = (EvaluationTask.from_split(split, name) for name in ("valid", "test"))
-    return {
-        "model": ranker.config.model,
-        "valid": ranker.evaluate(valid, rows),
-        "test": ranker.evaluate(test, rows),
-        "baselines": evaluate_baselines(split, valid, test),
-        "policy": POLICY,
-    }
+    progress.phase("evaluating")
+    metrics: Metrics = {"model": ranker.config.model}
+    metrics |= {task.name: ranker.evaluate(task, rows, progress) for task in (valid, test)}
+    progress.phase("baselines")
+    return metrics | {"baselines": evaluate_baselines(split, valid, test), "policy": POLICY}
+
+
+def report_run(
+    run: Path, *, item_categories: Path | None = None, progress: Progress | None = None, **given: Any
+) -> Path:
+    """Write ``report.html`` of a training that is complete, and return its path.
+
+    Users are those of the log trained on, kept in the run, unless another is ``given`` (as in :func:`_open`). Without
+    ``item_categories`` the file of known categories is the one given to training, if it is still there.
+    """
+    progress = progress or Progress()
+    metrics = read_metrics(run / "metrics.json") if run.is_dir() else {}
+    if given:
+        ranker, _, interactions, rows = _open(run, given, progress)
+        user_ids, histories = interactions.user_ids, translate(interactions.histories(), rows)
+    else:
+        progress.phase("reading")
+        ranker = Ranker.load(run)
+        user_ids, histories = read_users(run / "users.parquet", len(ranker.item_ids))
+    if item_categories is None and metrics.get("categories", {}).get("file"):
+        before = Path(metrics["categories"]["file"])
+        item_categories = before if before.exists() else None
+    known = read_item_categories(item_categories, ranker.item_ids) if item_categories else None
+    progress.phase("report")
+    return write_report(run, ranker, metrics, user_ids, histories, known)
 
 
 def recommend_run(
-    run: Path, out: Path, k: int, *, users: Path | None = None, skip_unknown: bool = False, **given: Any
+    run: Path,
+    out: Path,
+    k: int,
+    *,
+    users: Path | None = None,
+    skip_unknown: bool = False,
+    progress: Progress | None = None,
+    **given: Any,
 ) -> tuple[pl.DataFrame, int]:
     """Write the k best unseen items for every user of the log, or those in the file ``users``, to ``out``.
 
@@ -238,7 +241,8 @@ def recommend_run(
         raise InputError(f"--out {out}: expected a name ending in .parquet or .csv")
     if out.resolve().parent == run.resolve():
         raise InputError(f"--out {out}: expected a place outside the run, whose files it might replace")
-    ranker, source, interactions, rows = _open(run, given)
+    progress = progress or Progress()
+    ranker, source, interactions, rows = _open(run, given, progress)
     for name, read in (("the log", file_of(source.path)), ("--users", users)):
         if read is not None and out.exists() and out.samefile(read):
             raise InputError(f"--out {out}: expected another file than {name}")
@@ -253,13 +257,17 @@ def recommend_run(
             found = f"{unknown:,} are not in the log, such as {missing[0]!r}"
             raise InputError(f"--users {users}: {found}; --skip-unknown leaves them out")
         user_ids, histories = wanted[places >= 0], histories.select(places[places >= 0])
+    progress.phase("ranking")
     with atomic_path(out) as path:
-        frame = ranker.recommend(user_ids, histories, k)
+        frame = ranker.recommend(user_ids, histories, k, progress=progress)
+        progress.phase("writing")
         write_frame(frame, path)
     return frame, unknown
 
 
-def export_run(run: Path, folder: Path, index: str | None = None, **given: Any) -> Metrics:
+def export_run(
+    run: Path, folder: Path, index: str | None = None, *, progress: Progress | None = None, **given: Any
+) -> Metrics:
     """Write a faiss index of the items and the vectors of every user of the log into the new folder ``folder``.
 
     ``items.parquet`` and ``users.parquet`` there hold the ids that rows stand for; the rest, and what is returned, is
@@ -269,11 +277,12 @@ def export_run(run: Path, folder: Path, index: str | None = None, **given: Any) 
     load_faiss()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"--faiss {folder}: expected a new or empty folder")
-    ranker, _, interactions, rows = _open(run, given)
+    progress = progress or Progress()
+    ranker, _, interactions, rows = _open(run, given, progress)
     histories = translate(interactions.histories(), rows)
     users = np.arange(len(histories))
-    parts = np.array_split(users, range(USERS_AT_ONCE, len(users), USERS_AT_ONCE))
-    blocks = (ranker.interests(histories.select(part)).cpu() for part in parts)
+    progress.phase("exporting")
+    blocks = _interests(ranker, histories, progress)
     vectors = ranker.model.item_vectors().detach().cpu()
     m, d = ranker.interests(histories.select(users[:1])).shape[1:]
     summary = export_index(folder, vectors, blocks, (len(users), m, d), index)
@@ -283,7 +292,17 @@ def export_run(run: Path, folder: Path, index: str | None = None, **given: Any) 
     return summary
 
 
-def _open(run: Path, given: dict[str, Any]) -> tuple[Ranker, Source, Interactions, NDArray[np.int64]]:
+def _interests(ranker: Ranker, histories: Histories, progress: Progress) -> Iterator[Tensor]:
+    """Block by block the interests of the users."""
+    users = np.arange(len(histories))
+    for part in np.array_split(users, range(USERS_AT_ONCE, len(users), USERS_AT_ONCE)):
+        yield ranker.interests(histories.select(part)).cpu()
+        progress.users(int(part[-1]) + 1, len(users))
+
+
+def _open(
+    run: Path, given: dict[str, Any], progress: Progress
+) -> tuple[Ranker, Source, Interactions, NDArray[np.int64]]:
     """The model, a log, and the model's row of each item of the log.
 
     The log is read as for training, except for what is ``given``: fields of :class:`Source`.
@@ -292,6 +311,7 @@ def _open(run: Path, given: dict[str, Any]) -> tuple[Ranker, Source, Interaction
     if ranker.config.data is None and "path" not in given:
         raise InputError(f"{run}: config.toml names no log; say which with --data")
     source = (ranker.config.data or Source(path="")).model_copy(update=given)
+    progress.phase("reading")
     interactions = source.read()
     rows = ranker.encode(interactions.item_ids)
     if not (rows >= 0).any():

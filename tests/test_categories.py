@@ -20,17 +20,30 @@ def test_reading(tmp_path: Path, suffix: str, names: list[object]) -> None:
     frame = pl.DataFrame({"item_id": [13, 99, 3], "category": names})
     path = tmp_path / f"c.{suffix}"
     frame.write_csv(path) if suffix == "csv" else frame.write_parquet(path)
-    known = read_item_categories(path, IDS)
+    categories = read_item_categories(path, IDS)
+    known = categories.of
+    assert [categories.names[place] for place in known[[0, 3]]] == [str(names[2]), str(names[0])]
     assert known[1] == known[2] == -1
     assert known[0] == known[3] >= 0
 
 
 def test_agreement() -> None:
     known = np.array([0, 0, 1, 1, -1, 2, 2])
-    perfect = category_agreement(np.array([5, 5, 3, 3, 9, 1, 1]), known)
+    order = np.arange(7)
+    perfect = category_agreement(np.array([5, 5, 3, 3, 9, 1, 1]), known, order)
     assert perfect["nmi"] == pytest.approx(1)
     assert perfect["items"] == 6
-    assert category_agreement(np.zeros(7, dtype=np.int64), known)["nmi"] == 0
+    assert category_agreement(np.zeros(7, dtype=np.int64), known, order)["nmi"] == 0
+
+
+def test_agreement_by_popularity_alone() -> None:
+    """Where both follow popularity, shuffling among items of similar popularity keeps the agreement."""
+    order = np.random.default_rng(1).permutation(1000)
+    known = np.empty(1000, dtype=np.int64)
+    known[order] = np.arange(1000) // 250
+    agreement = category_agreement(known % 2, known, order)
+    assert agreement["nmi_shuffled"] < 0.02
+    assert agreement["nmi_popularity"] == pytest.approx(agreement["nmi"]) and agreement["nmi"] > 0.6
 
 
 @pytest.mark.parametrize(

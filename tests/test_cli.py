@@ -38,8 +38,10 @@ def test_train_leaves_a_complete_run(trained: Path) -> None:
     assert {path.name for path in trained.iterdir()} == {
         "config.toml",
         "items.parquet",
+        "log.txt",
         "metrics.json",
         "model.safetensors",
+        "report.html",
         "stdout.txt",
         "users.parquet",
     }

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import polars as pl
 
+from cmi_fast.data.parquet import check_file_pages, check_pages
 from cmi_fast.data.plays import Source
 from cmi_fast.errors import InputError
 
@@ -46,7 +47,10 @@ def readable(path: Path) -> Iterator[Path]:
 
 def scan_parquet(path: Path) -> pl.LazyFrame:
     if path.name.lower().endswith(".gz"):
-        return pl.scan_parquet(io.BytesIO(gzip.decompress(path.read_bytes())))
+        content = gzip.decompress(path.read_bytes())
+        check_pages(io.BytesIO(content))
+        return pl.scan_parquet(io.BytesIO(content))
+    check_file_pages(path)
     return pl.scan_parquet(path, glob=False)
 
 

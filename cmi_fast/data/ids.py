@@ -11,6 +11,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from cmi_fast.data.layouts import listing
+from cmi_fast.data.parquet import read_parquet
 from cmi_fast.data.plays import UNREADABLE, one_line
 from cmi_fast.errors import InputError
 
@@ -48,7 +49,7 @@ def read_user_ids(path: Path, text: bool) -> NDArray[Any]:
             ids = pl.Series([line.strip() for line in lines if line.strip()], dtype=pl.String)
         elif path.suffix in (".csv", ".parquet"):
             content = path.read_bytes()
-            frame = pl.read_parquet(content) if path.suffix == ".parquet" else pl.read_csv(content, infer_schema=False)
+            frame = read_parquet(content) if path.suffix == ".parquet" else pl.read_csv(content, infer_schema=False)
             if "user_id" not in frame.columns:
                 raise InputError(f"{path}: no column user_id, found {listing(frame.columns)}")
             ids = frame["user_id"]

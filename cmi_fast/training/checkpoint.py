@@ -79,6 +79,7 @@ class State(pydantic.BaseModel):
     device: str
     item_categories: str | None
     evaluation: Evaluation = Evaluation()
+    tensorboard: bool = False
     plays: str  # fingerprint
     done: Done
 

@@ -41,10 +41,16 @@ class Progress:
         """Training goes on after this step of this epoch."""
 
     def phase(self, name: str) -> None:
-        """What is done from now on: "reading", "training", "evaluating"."""
+        """What is done from now on: "reading", "training", "evaluating", "ranking", ..."""
+
+    def users(self, done: int, of: int) -> None:
+        """So many users have been ranked."""
 
     def step(self, epoch: int, step: int, steps: int, loss: float) -> None:
         """A step of an epoch is done; ``loss`` is the objective's mean over the epoch so far."""
+
+    def losses(self, steps: int, losses: dict[str, float]) -> None:
+        """``steps`` steps are done in all; the parts of the objective in the last one."""
 
     def epoch(self, epoch: Epoch, best: bool) -> None:
         """An epoch is done."""
@@ -180,6 +186,7 @@ def train(
                 if not math.isfinite(losses["total"]):
                     raise _diverged(number, step, f"the loss became {losses['total']}")
                 done.add(losses, time.perf_counter() - started)
+                progress.losses(done.steps, losses)
                 progress.step(number, step, steps, done.losses["total"] / step)
                 if step < steps:
                     write_checkpoint_if_due(checkpoints.SECONDS_BETWEEN)
