@@ -102,6 +102,7 @@ def train(
     model: Annotated[
         str | None, typer.Option(help="cmi, cmi-authors, comirec-dr, comirec-sa, dssrec, mind, octopus.")
     ] = None,
+    preset: Annotated[str | None, typer.Option(help="paper (its text), or authors (what their code trains).")] = None,
     optimizer: Annotated[str | None, typer.Option(help="adam, or lazy-adam for millions of items.")] = None,
     precision: Annotated[str | None, typer.Option(help="float32 or bf16.")] = None,
     config: Annotated[Path | None, typer.Option(help="Settings as a TOML file.")] = None,
@@ -137,9 +138,10 @@ def train(
 
     run: Path
     if resume is not None:
-        others = (data, out, model, optimizer, precision, config, set_, where, positive, columns, time_zone, split)
+        others: tuple[object, ...] = (data, out, model, preset, optimizer, precision, config, set_, item_categories)
+        others += (where, positive, columns, time_zone, split, rolling)
         flags = overwrite or no_test or profile or tensorboard or device != "cpu" or seeds != 1
-        if any(x is not None for x in (*others, item_categories, rolling)) or flags:
+        if any(x is not None for x in others) or flags:
             raise InputError("--resume: expected no other arguments, as the training goes on with those it began with")
         run = resume
         with _resumable(run), display("reading") as progress:
@@ -148,7 +150,9 @@ def train(
         if data is None or out is None:
             raise InputError("train: expected a log and --out, or --resume")
         run = out
-        loaded = load_config(config, set_ or [], model=model, optimizer=optimizer, precision=precision)
+        loaded = load_config(
+            config, set_ or [], preset=preset, model=model, optimizer=optimizer, precision=precision
+        )
         given = _given(data, where, positive, columns, time_zone, split)
         source = loaded.data.model_copy(update=given) if loaded.data is not None else Source(**given)
         if rolling is not None:

@@ -41,6 +41,8 @@ class CMI(MultiInterestModel):
         contrastive_weight: lambda_cl; 0 leaves the contrastive loss out (the paper's CMI-CL).
         contrastive_temperature: tau of Eq. 6.
         orthogonality_weight: lambda_orth of Eq. 4.
+        unit_interests: bring the pooled interests to unit norm, which the text does not say.
+        general_in_retrieval: rank by the score that is trained; False: by the cosine of an item and the interests alone.
         frequency: [V], how often each item is a candidate, up to a factor: its logarithm is taken from the scores in
             training (logQ), as a candidate drawn often would otherwise learn to score low. None: no correction.
         backend: of all operators, as in :mod:`cmi_fast.functional`.
@@ -57,6 +59,8 @@ class CMI(MultiInterestModel):
         contrastive_weight: float = 0.01,
         contrastive_temperature: float = 0.1,
         orthogonality_weight: float = 10.0,
+        unit_interests: bool = True,
+        general_in_retrieval: bool = True,
         frequency: Tensor | None = None,
         backend: str = "auto",
     ) -> None:
@@ -68,6 +72,8 @@ class CMI(MultiInterestModel):
         self.contrastive_weight = contrastive_weight
         self.contrastive_temperature = contrastive_temperature
         self.orthogonality_weight = orthogonality_weight
+        self.unit_interests = unit_interests
+        self.general_in_retrieval = general_in_retrieval
         self.backend = backend
         for parameter in self.parameters():
             nn.init.uniform_(parameter, -(dim**-0.5), dim**-0.5)
@@ -91,6 +97,10 @@ class CMI(MultiInterestModel):
             backend=self.backend,
         )
 
+    def _scored(self, pooled: Tensor) -> Tensor:
+        """The interests that items are scored by."""
+        return F.normalize(pooled, dim=-1) if self.unit_interests else pooled
+
     def general(self, history: Tensor, lengths: Tensor) -> Tensor | None:
         """The general interest u_g [B, d], None without a GRU."""
         if self.gru is None:
@@ -106,7 +116,10 @@ class CMI(MultiInterestModel):
 
         max_k(u_k . v / epsilon) + u_g . v = max_k((u_k / epsilon + u_g) . v), so one vector an interest suffices.
         """
-        vectors = F.normalize(self.pool(history, lengths), dim=-1) / self.temperature
+        pooled = self.pool(history, lengths)
+        if not self.general_in_retrieval:
+            return F.normalize(pooled, dim=-1)
+        vectors = self._scored(pooled) / self.temperature
         general = self.general(history, lengths)
         return vectors if general is None else vectors + general[:, None]
 
@@ -116,7 +129,7 @@ class CMI(MultiInterestModel):
         full, first, second = self.pool(history, lengths, torch.cat([everything, views]))
         candidates = torch.cat([positives, negatives])
         main = interest_softmax_loss(
-            F.normalize(full, dim=-1),
+            self._scored(full),
             self.item_vectors(candidates),
             torch.arange(len(positives), device=candidates.device),
             self.general(history, lengths),

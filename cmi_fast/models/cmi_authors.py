@@ -117,7 +117,7 @@ class AuthorsCMI(CMI):
         gram = self.categories @ self.categories.T
         orthogonality = (gram - torch.eye(m, device=gram.device)).square().sum() / m**2
         load = assignment.sum((0, 1)) / counts.sum()
-        balance = load.std() / load.mean()
+        balance = load.std() / load.mean() if m > 1 else load.new_zeros(())  # one load has no deviation
         total = (
             main
             + self.contrastive_weight * contrastive

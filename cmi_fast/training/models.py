@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 
 
 def _cmi(config: Config, **options: Any) -> MultiInterestModel:
-    return CMI(**options, general_interest=config.general_interest, **_cmi_options(config))
+    names = "general_interest", "unit_interests", "general_in_retrieval"
+    return CMI(**options, **_cmi_options(config), **{name: getattr(config, name) for name in names})
 
 
 def _authors_cmi(config: Config, *, frequency: Tensor | None, **options: Any) -> MultiInterestModel:

@@ -115,8 +115,11 @@ def build_model(config: Config, num_items: int, frequency: torch.Tensor | None =
 
 
 def build_optimizer(model: MultiInterestModel, config: Config) -> torch.optim.Optimizer:
-    kind = LazyAdam if config.optimizer == "lazy-adam" else torch.optim.Adam
-    return kind(model.parameters(), lr=config.lr, fused=True)
+    if config.optimizer == "adam":
+        return torch.optim.Adam(model.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True)
+    if config.weight_decay:
+        raise InputError(f"weight_decay: found {config.weight_decay} with lazy-adam, which has none")
+    return LazyAdam(model.parameters(), lr=config.lr, fused=True)
 
 
 def train(
