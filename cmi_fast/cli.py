@@ -1,4 +1,5 @@
-"""The command line: ``cmi-fast info | simulate | stats | train | compare | evaluate | report | recommend | export``."""
+"""The command line: ``cmi-fast info | simulate | stats | train | compare | evaluate | report | recommend | export |
+experiment``."""
 
 from __future__ import annotations
 
@@ -15,8 +16,10 @@ import typer
 import cmi_fast
 from cmi_fast import _native, functional, triton
 from cmi_fast.errors import InputError
+from cmi_fast.experiments.commands import experiment
 from cmi_fast.ops.backend import automatic_backends
 from cmi_fast.printing import plain, print_comparison, print_metrics, print_notes
+from cmi_fast.reading_options import LOG_HELP, Columns, Positive, SplitBy, TimeZone, Where, given_source
 from cmi_fast.tables import text_table
 
 UsageError: Any = typer.BadParameter.__base__  # of click, which newer typers carry within themselves
@@ -31,14 +34,8 @@ app = typer.Typer(
     rich_markup_mode=None,  # boxes would wrap messages
 )
 
-LOG_HELP = "A log of plays: Parquet, CSV, TSV, .inter, .dat (also with .gz) or .npz."
 Log = Annotated[Path, typer.Argument(help=LOG_HELP, show_default=False)]
 Run = Annotated[Path, typer.Argument(help="The folder that train left.", show_default=False)]
-Where = Annotated[str | None, typer.Option(help="Row filter, such as 'long_view = 1'.")]
-Positive = Annotated[str | None, typer.Option(help="A play has one of these above 0: like,forward.")]
-Columns = Annotated[str | None, typer.Option(help="Which column is what: user_id=uid,item_id=vid,timestamp=ts.")]
-TimeZone = Annotated[str | None, typer.Option(help="Whose days split the log, such as Asia/Shanghai (UTC).")]
-SplitBy = Annotated[str | None, typer.Option("--split", help="day (the default), last, ratio or ratio:0.8,0.1,0.1.")]
 Data = Annotated[Path | None, typer.Option(help="Another log than the one trained on.")]
 
 
@@ -86,7 +83,7 @@ def stats(
     from cmi_fast.display import display
     from cmi_fast.training.config import Source
 
-    source = Source(**_given(data, where, positive, columns, time_zone, split))
+    source = Source(**given_source(data, where, positive, columns, time_zone, split))
     with display("reading"):
         interactions = source.read()
         print_notes(interactions.notes)
@@ -150,10 +147,8 @@ def train(
         if data is None or out is None:
             raise InputError("train: expected a log and --out, or --resume")
         run = out
-        loaded = load_config(
-            config, set_ or [], preset=preset, model=model, optimizer=optimizer, precision=precision
-        )
-        given = _given(data, where, positive, columns, time_zone, split)
+        loaded = load_config(config, set_ or [], preset=preset, model=model, optimizer=optimizer, precision=precision)
+        given = given_source(data, where, positive, columns, time_zone, split)
         source = loaded.data.model_copy(update=given) if loaded.data is not None else Source(**given)
         if rolling is not None:
             if overwrite or profile or item_categories is not None:
@@ -224,7 +219,7 @@ def evaluate(
     from cmi_fast.display import display
     from cmi_fast.run import evaluate_run
 
-    given = _given(data, where, positive, columns, time_zone, split)
+    given = given_source(data, where, positive, columns, time_zone, split)
     with display("reading") as progress:
         metrics = evaluate_run(run, progress=progress, **given)
     if as_json:
@@ -249,7 +244,7 @@ def report(
     from cmi_fast.display import display
     from cmi_fast.run import report_run
 
-    given = _given(data, where, positive, columns, time_zone, None)
+    given = given_source(data, where, positive, columns, time_zone, None)
     with display("reading") as progress:
         print(report_run(run, item_categories=item_categories, progress=progress, **given))
 
@@ -275,7 +270,7 @@ def recommend(
 
     if k < 1:
         raise InputError(f"--k: expected 1 or more, found {k}")
-    given = _given(data, where, positive, columns, time_zone, None)
+    given = given_source(data, where, positive, columns, time_zone, None)
     with display("reading") as progress:
         frame, unknown = recommend_run(run, out, k, users=users, skip_unknown=skip_unknown, progress=progress, **given)
     if unknown:
@@ -298,7 +293,7 @@ def export(
     from cmi_fast.display import display
     from cmi_fast.run import export_run
 
-    given = _given(data, where, positive, columns, time_zone, None)
+    given = given_source(data, where, positive, columns, time_zone, None)
     with display("reading") as progress:
         summary = export_run(run, faiss, index, progress=progress, **given)
     print(f"{faiss}: items.faiss, items.parquet, user_vectors.npy, users.parquet, export.json")
@@ -308,28 +303,7 @@ def export(
     print(f"Recall@50 against exact retrieval: {recall:.4f} (of {summary['recall_users']:,} users, nothing left out)")
 
 
-def _given(
-    data: Path | None,
-    where: str | None,
-    positive: str | None,
-    columns: str | None,
-    time_zone: str | None,
-    split: str | None,
-) -> dict[str, Any]:
-    """The options of reading that were given, as fields of ``Source``."""
-    from cmi_fast.training.config import file_name
-
-    given: dict[str, Any] = {"where": where, "time_zone": time_zone, "split": split}
-    if data is not None:
-        given["path"] = file_name(data)
-    if positive is not None:
-        given["positive"] = positive.split(",")
-    if columns is not None:
-        pairs = [pair.partition("=") for pair in columns.split(",")]
-        if not all(separator and role and column for role, separator, column in pairs):
-            raise InputError(f"--columns {columns}: expected role=column, or several with commas between")
-        given["columns"] = {role.strip(): column.strip() for role, _, column in pairs}
-    return {name: value for name, value in given.items() if value is not None}
+app.command()(experiment)
 
 
 @contextmanager

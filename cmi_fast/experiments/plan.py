@@ -54,12 +54,10 @@ SYSTEMS: dict[Table, tuple[System, ...]] = {
     Table.table2: (),
     Table.table3: (
         CMI,
-        System(key="cmi-cl", name="CMI−CL", settings={"contrastive_weight": 0.0}),
-        System(key="cmi-g", name="CMI−G", settings={"general_interest": False}),
+        System(key="cmi-cl", name="CMI-CL", settings={"contrastive_weight": 0.0}),
+        System(key="cmi-g", name="CMI-G", settings={"general_interest": False}),
     ),
-    Table.table4: tuple(
-        System(key=f"cmi-m{m}", name=f"CMI, m = {m}", interests=(m,)) for m in sorted(INTERESTS)
-    ),
+    Table.table4: tuple(System(key=f"cmi-m{m}", name=f"CMI, m = {m}", interests=(m,)) for m in sorted(INTERESTS)),
 }
 BASELINES = {"item_knn": "ItemKNN", "recent_popularity": "Recent popularity", "popularity": "Popularity"}
 
@@ -68,19 +66,19 @@ class Budget(pydantic.BaseModel):
     """The work that every system gets, and the settings that all share.
 
     trials: settings tried, each for at most ``steps`` steps, measured on valid every ``trial_interval`` steps and given
-    up by the pruner where it lags. seeds: runs with the settings chosen, each for at most ``final_steps`` steps, stopped
-    when ``patience`` measurements, ``final_interval`` steps apart, brought none better.
+    up by the pruner where it lags. seeds: runs with the settings chosen, each for at most ``final_steps`` steps, and
+    stopped when ``patience`` measurements, ``final_interval`` steps apart, brought none better.
     """
 
     model_config = pydantic.ConfigDict(frozen=True, extra="forbid")
 
-    trials: int = pydantic.Field(8, ge=1)
-    steps: int = pydantic.Field(1500, ge=1)
-    trial_interval: int = pydantic.Field(250, ge=1)
-    seeds: int = pydantic.Field(3, ge=1)
-    final_steps: int = pydantic.Field(6000, ge=1)
-    final_interval: int = pydantic.Field(250, ge=1)
-    patience: int = pydantic.Field(8, ge=1)
+    trials: int = pydantic.Field(default=8, ge=1)
+    steps: int = pydantic.Field(default=1500, ge=1)
+    trial_interval: int = pydantic.Field(default=250, ge=1)
+    seeds: int = pydantic.Field(default=3, ge=1)
+    final_steps: int = pydantic.Field(default=6000, ge=1)
+    final_interval: int = pydantic.Field(default=250, ge=1)
+    patience: int = pydantic.Field(default=8, ge=1)
     settings: dict[str, Any] = {}
 
     @property

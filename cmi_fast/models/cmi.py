@@ -42,7 +42,7 @@ class CMI(MultiInterestModel):
         contrastive_temperature: tau of Eq. 6.
         orthogonality_weight: lambda_orth of Eq. 4.
         unit_interests: bring the pooled interests to unit norm, which the text does not say.
-        general_in_retrieval: rank by the score that is trained; False: by the cosine of an item and the interests alone.
+        general_in_retrieval: rank by the score that is trained; False: by the cosine with the interests alone.
         frequency: [V], how often each item is a candidate, up to a factor: its logarithm is taken from the scores in
             training (logQ), as a candidate drawn often would otherwise learn to score low. None: no correction.
         backend: of all operators, as in :mod:`cmi_fast.functional`.

@@ -129,8 +129,8 @@ PRESETS: dict[str, dict[str, Any]] = {
 def load_config(
     path: Path | None = None, settings: Sequence[str] = (), *, preset: str | None = None, **options: str | None
 ) -> Config:
-    """Defaults, overridden by one of :data:`PRESETS`, by the TOML file ``path``, by ``settings`` (``"key=value"``), and by ``options``, those of
-    the command line that have a name of their own; None stands for one that was not given.
+    """Defaults, overridden by one of :data:`PRESETS`, by the TOML file ``path``, by ``settings`` (``"key=value"``), and
+    by ``options``, those of the command line that have a name of their own; None stands for one that was not given.
 
     Raises:
         InputError: the file cannot be read, a key is unknown or a value out of range; the message names which.
