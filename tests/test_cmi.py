@@ -53,6 +53,19 @@ def test_retrieval_vectors_reproduce_the_score(general: bool) -> None:
         torch.testing.assert_close(ranked[b], scores(model, batch["history"][b, :n], torch.arange(30)))
 
 
+def test_retrieval_of_the_text_is_by_the_cosine_of_sums() -> None:
+    model = CMI(30, interests=3, dim=8, unit_interests=False, general_in_retrieval=False).double()
+    batch = make_batch()
+    ranked = (model(batch["history"], batch["lengths"]) @ model.item_vectors().T).amax(1)
+    sums = model.pool(batch["history"], batch["lengths"])
+    for b, n in enumerate(batch["lengths"]):
+        unit = F.normalize(model.items[batch["history"][b, :n]], dim=-1)
+        assignment = torch.softmax(unit @ F.normalize(model.categories, dim=-1).T / model.temperature, dim=-1)
+        torch.testing.assert_close(sums[b], assignment.T @ unit)
+        cosines = F.cosine_similarity(sums[b][:, None], model.items[None], dim=-1)
+        torch.testing.assert_close(ranked[b], cosines.max(0).values)
+
+
 def test_loss_equals_the_equations() -> None:
     frequency = torch.rand(30) + 0.1
     model = CMI(30, interests=3, dim=8, contrastive_weight=0.3, orthogonality_weight=2.0, frequency=frequency).double()

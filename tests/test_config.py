@@ -24,6 +24,21 @@ def test_set_beats_file_beats_defaults(tmp_path: Path) -> None:
     assert (config.batch_size, config.lr, config.general_interest, config.dim) == (32, 0.5, False, 64)
 
 
+def test_presets_lie_below_files_and_settings(tmp_path: Path) -> None:
+    paper = load_config(preset="paper")
+    assert not paper.unit_interests and not paper.general_in_retrieval and not paper.logq_correction
+    assert (paper.model, paper.batch_size, paper.lr) == ("cmi", 1024, 1e-3)
+    authors = load_config(preset="authors")
+    assert (authors.model, authors.disjoint_views, authors.weight_decay) == ("cmi-authors", True, 1e-4)
+    assert (authors.steps_per_epoch, authors.patience) == (1000, 10)
+    path = tmp_path / "c.toml"
+    path.write_text("batch_size = 32\nlr = 0.01\n")
+    config = load_config(path, ["lr=0.5"], preset="paper")
+    assert (config.batch_size, config.lr, config.unit_interests) == (32, 0.5, False)
+    with pytest.raises(InputError, match=r"^--preset papers: expected paper or authors$"):
+        load_config(preset="papers")
+
+
 def test_round_trip(tmp_path: Path) -> None:
     config = load_config(settings=["steps_per_epoch=7", "seed=3"])
     (tmp_path / "c.toml").write_text(config.to_toml())

@@ -241,3 +241,9 @@ def test_authors_cmi_equals_their_code() -> None:
     torch.testing.assert_close(losses.total, total)
     ranked = (model(batch["history"], batch["lengths"]) @ model.item_vectors().T).amax(1)
     assert ranked.abs().max() <= 10 + 1e-9  # a cosine over the temperature
+
+
+def test_authors_cmi_with_one_interest_has_a_loss() -> None:
+    losses = CMI.authors(30, interests=1, dim=4).loss(**make_batch())
+    losses.total.backward()
+    assert losses.balance == 0 and losses.total.isfinite()

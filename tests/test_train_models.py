@@ -13,6 +13,7 @@ from cmi_fast.data.simulate import simulate
 from cmi_fast.evaluation import CUTOFFS
 from cmi_fast.recommender import Recommender
 from cmi_fast.run import evaluate_run, recommend_run
+from cmi_fast.training.config import load_config
 from cmi_fast.training.models import MODELS
 
 SETTINGS = ["dim=8", "interests=3", "max_history=20", "batch_size=32", "steps_per_epoch=30", "epochs=2", "lr=0.01"]
@@ -41,3 +42,15 @@ def test_trains_evaluates_and_recommends(name: str, log: Path, tmp_path: Path) -
     recommender = Recommender.load(tmp_path / "run")
     assert recommender.interests().isfinite().all()
     assert recommender.recommend(k=max(CUTOFFS)).equals(frame)
+
+
+@pytest.mark.parametrize(("preset", "model"), [("paper", "cmi"), ("authors", "cmi-authors")])
+def test_presets_train(preset: str, model: str, log: Path, tmp_path: Path) -> None:
+    settings = [argument for setting in SETTINGS for argument in ("--set", setting)]
+    command = ["train", str(log), "--out", str(tmp_path / "run"), "--preset", preset, *settings]
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 0, result.output
+    config = load_config(tmp_path / "run" / "config.toml")
+    assert config.model == model and config.dim == 8
+    assert config.unit_interests == (preset == "authors") and config.disjoint_views == (preset == "authors")
+    assert evaluate_run(tmp_path / "run")["test"] == pl.read_json(tmp_path / "run" / "metrics.json")["test"][0]

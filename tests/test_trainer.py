@@ -24,6 +24,7 @@ from cmi_fast.training.trainer import (
     Progress,
     best_epoch,
     build_model,
+    build_optimizer,
     candidate_frequency,
     loss_of_rows,
     parse_device,
@@ -161,3 +162,10 @@ def test_other_optimiser_and_precision_learn_as_well(setting: str, tmp_path: Pat
     default, other = np.array(found["default"]), np.array(found["other"])
     assert abs(other.mean() - default.mean()) <= max(np.ptp(default), np.ptp(other))
     assert not np.array_equal(default, other)
+
+
+def test_weight_decay_reaches_adam_and_lazy_adam_says_that_it_has_none() -> None:
+    model = build_model(Config(dim=8), 20)
+    assert build_optimizer(model, Config(weight_decay=0.5)).param_groups[0]["weight_decay"] == 0.5
+    with pytest.raises(InputError, match=r"^weight_decay: found 0\.5 with lazy-adam, which has none$"):
+        build_optimizer(model, Config(weight_decay=0.5, optimizer="lazy-adam"))
