@@ -58,7 +58,8 @@ def _bars(axes: Axes, found: Results) -> None:
         axes.bar(at, means, 0.38, yerr=deviations, capsize=2, label=heading)
     axes.set(title=f"{found['name']}, test: mean ± deviation over seeds", ylim=(0, None))
     axes.set_xticks(range(len(names)), names, rotation=30, ha="right")
-    axes.legend(frameon=False, ncols=2, loc="lower left", bbox_to_anchor=(0, -0.45))
+    axes.set_ylim(0, 1.2 * axes.get_ylim()[1])  # room for the legend
+    axes.legend(frameon=False, ncols=2, loc="upper right")
 
 
 def _against_interests(axes: Axes, found: Results) -> None:
@@ -78,7 +79,7 @@ def _against_time(axes: Axes, found: Results) -> None:
         points = system["runs"][0]["curve"]
         seconds, valid = [point["seconds"] for point in points], [point["valid"] for point in points]
         axes.plot(seconds, valid, MARKERS[number % len(MARKERS)] + "-", markersize=4, label=system["name"])
-    axes.set(title="Recall@50 on valid against seconds of training, first seed", xlabel="seconds", ylim=(0, None))
+    axes.set(title="Recall@50 on valid against seconds of training, first seed", xlabel="seconds", xscale="log")
     axes.legend(frameon=False, fontsize=7)
 
 
