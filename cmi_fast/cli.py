@@ -57,14 +57,23 @@ def simulate(
     days: Annotated[int, typer.Option(help="Number of days.")] = 14,
     seed: Annotated[int, typer.Option(help="The same seed gives the same log.")] = 0,
     plays_per_user: Annotated[float, typer.Option(help="Plays of a user, on average.")] = 40,
+    categories: Annotated[int, typer.Option(help="Number of latent categories.")] = 8,
+    fewest_interests: Annotated[int, typer.Option(help="Categories that a user likes, at least.")] = 2,
+    most_interests: Annotated[int, typer.Option(help="Categories that a user likes, at most.")] = 4,
+    noise: Annotated[float, typer.Option(help="Share of plays that come from any category.")] = 0.2,
+    drift: Annotated[float, typer.Option(help="Chance of other interests from a session on.")] = 0.0,
+    recency: Annotated[float, typer.Option(help="Chance that a session begins with the last one's interest.")] = 0.0,
+    overlap: Annotated[float, typer.Option(help="Share of an interest's plays in the next category.")] = 0.0,
 ) -> None:
     """Write a micro-video log with known latent categories."""
     from cmi_fast.data.simulate import write_simulation
     from cmi_fast.display import display
 
     sizes = {"users": users, "items": items, "days": days, "plays_per_user": plays_per_user}
+    tastes = {"fewest_interests": fewest_interests, "most_interests": most_interests, "noise": noise}
+    changes = {"drift": drift, "recency": recency, "overlap": overlap}
     with display("simulating"):
-        log, truth = write_simulation(out, seed=seed, **sizes)
+        log, truth = write_simulation(out, seed=seed, categories=categories, **sizes, **tastes, **changes)
     print(f"{out}: {len(log):,} plays of {users:,} users on {items:,} items in {days} days")
     print(f"{out.with_suffix('.truth.parquet')}: the category of each item ({truth['category'].n_unique()} categories)")
 

@@ -119,3 +119,68 @@ def test_assigned_categories() -> None:
     model.categories.data = torch.tensor([[1.0, 0.0], [0.0, 2.0]])
     model.items.data = torch.tensor([[5.0, 1.0], [0.1, 0.2], [3.0, -4.0]])
     assert model.assigned_categories().tolist() == [0, 1, 0]
+
+
+def shares(model: CMI, items: Tensor) -> Tensor:
+    """The share of one user's items [n, d] in each category."""
+    cosines = F.normalize(items, dim=-1) @ F.normalize(model.categories, dim=-1).T
+    return torch.softmax(cosines / model.assignment_temperature, dim=-1).mean(0)
+
+
+@pytest.mark.parametrize("general", [True, False], ids=["with-general", "without-general"])
+def test_the_share_term_is_added_to_each_interests_score(general: bool) -> None:
+    model = CMI(30, interests=3, dim=8, general_interest=general, share_weight=0.7, contrastive_weight=0.0).double()
+    batch = make_batch()
+    candidates = torch.cat([batch["positives"], batch["negatives"]])
+    ranked = (model(batch["history"], batch["lengths"]) @ model.item_vectors(candidates).T).amax(1)
+    main = torch.zeros(())
+    for b, n in enumerate(batch["lengths"]):
+        items = model.items[batch["history"][b, :n]]
+        unit = F.normalize(model.items[candidates], dim=-1)
+        term = 0.7 * shares(model, items).log()[:, None]
+        expected = (pooled(model, items) @ unit.T / model.temperature + term).max(0).values
+        if model.gru is not None:
+            expected = expected + unit @ model.gru(F.normalize(items, dim=-1)[None])[0]
+        torch.testing.assert_close(ranked[b], expected)
+        rivals = candidates != candidates[b]
+        rivals[b] = True
+        main = main + torch.logsumexp(expected[rivals], 0) - expected[b]
+    torch.testing.assert_close(model.loss(**batch).main, (main / 4).double())
+
+
+def test_the_share_term_stays_finite_where_a_share_is_zero() -> None:
+    model = CMI(30, interests=3, dim=8, share_weight=1.0, assignment_temperature=1e-4)
+    batch = make_batch()
+    batch["lengths"][0] = 1  # one item: two shares vanish
+    model.loss(**batch).total.backward()
+    assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in model.parameters())
+
+
+def test_the_assignment_has_a_temperature_of_its_own() -> None:
+    model = CMI(30, interests=3, dim=8, general_interest=False, assignment_temperature=0.3, temperature=0.05).double()
+    batch = make_batch()
+    vectors = model(batch["history"], batch["lengths"])
+    for b, n in enumerate(batch["lengths"]):
+        unit = F.normalize(model.items[batch["history"][b, :n]], dim=-1)
+        assignment = torch.softmax(unit @ F.normalize(model.categories, dim=-1).T / 0.3, dim=-1)
+        torch.testing.assert_close(vectors[b], F.normalize(assignment.T @ unit, dim=-1) / 0.05)
+
+
+def test_annealing_falls_by_the_same_factor_and_is_kept_with_the_weights() -> None:
+    options = {"assignment_temperature": 0.1, "first_assignment_temperature": 1.0, "annealing_steps": 4}
+    model = CMI(30, interests=3, dim=8, **options)
+    found = []
+    for step in (0, 1, 2, 4, 9):
+        model.begin_step(step)
+        found.append(float(model.assignment_temperature))
+    assert found == pytest.approx([1, 0.1**0.25, 0.1**0.5, 0.1, 0.1])
+    batch = make_batch()
+    model.begin_step(2)
+    other = CMI(30, interests=3, dim=8, **options)
+    other.load_state_dict(model.state_dict())
+    torch.testing.assert_close(other(batch["history"], batch["lengths"]), model(batch["history"], batch["lengths"]))
+    model.begin_step(4)
+    constant = CMI(30, interests=3, dim=8)  # at epsilon
+    weights = {name: value for name, value in model.state_dict().items() if name != "assignment_temperature"}
+    constant.load_state_dict(weights)
+    torch.testing.assert_close(constant(batch["history"], batch["lengths"]), model(batch["history"], batch["lengths"]))

@@ -21,7 +21,7 @@ from cmi_fast import cli
 from cmi_fast.data.simulate import simulate
 from cmi_fast.display import Display
 from cmi_fast.errors import InputError
-from cmi_fast.run import resume_run, train_run
+from cmi_fast.run import evaluate_run, resume_run, train_run
 from cmi_fast.run_folder import CHECKPOINT
 from cmi_fast.training import checkpoint as checkpoints
 from cmi_fast.training.checkpoint import Epoch, read_checkpoint
@@ -29,6 +29,7 @@ from cmi_fast.training.config import Config, load_config
 from cmi_fast.training.trainer import Progress
 
 SETTINGS = ["dim=8", "interests=2", "batch_size=32", "steps_per_epoch=8", "epochs=4", "max_history=20", "lr=0.01"]
+ANNEALED = ["share_weight=1", "first_assignment_temperature=1", "annealing_steps=25"]  # until after the interruption
 SAME = {"config.toml", "items.parquet", "model.safetensors", "users.parquet"}  # to the bit
 FILES = SAME | {"metrics.json", "report.html", "log.txt"}
 
@@ -118,6 +119,15 @@ def test_without_a_checkpoint_since_the_start_it_starts_again(log: Path, whole: 
     assert_same(run, whole)
 
 
+def test_the_best_epoch_is_kept_with_its_own_temperature(log: Path, tmp_path: Path) -> None:
+    metrics = train_run(log, tmp_path / "run", config(*ANNEALED, "dim=4", "lr=0.1"))
+    steps = 8 * metrics["best_epoch"]
+    assert steps < 32  # a later epoch had another temperature
+    kept = safetensors.torch.load_file(tmp_path / "run" / "model.safetensors")["assignment_temperature"]
+    assert kept.item() == pytest.approx(0.1 ** min(1, (steps - 1) / 25))
+    assert evaluate_run(tmp_path / "run")["test"] == metrics["test"]
+
+
 @pytest.mark.usefixtures("checkpoint_every_step")
 def test_interrupted_twice_with_early_stopping(log: Path, tmp_path: Path) -> None:
     settings = ["patience=1", "epochs=30", "lr=0.05", "samples_per_user=3", "disjoint_views=true"]
@@ -130,11 +140,11 @@ def test_interrupted_twice_with_early_stopping(log: Path, tmp_path: Path) -> Non
     assert_same(run, tmp_path / "whole")
 
 
-@pytest.mark.parametrize("setting", ["optimizer=lazy-adam", "precision=bf16", "average_epochs=2"])
+@pytest.mark.parametrize("settings", [["optimizer=lazy-adam"], ["precision=bf16"], ["average_epochs=2"], ANNEALED])
 @pytest.mark.usefixtures("checkpoint_every_step")
-def test_resumed_with_another_optimiser_or_precision(log: Path, tmp_path: Path, setting: str) -> None:
-    train_run(log, tmp_path / "whole", config(setting))
-    interrupt(log, tmp_path / "run", 3, 4, setting)
+def test_resumed_with_other_settings(log: Path, tmp_path: Path, settings: list[str]) -> None:
+    train_run(log, tmp_path / "whole", config(*settings))
+    interrupt(log, tmp_path / "run", 3, 4, *settings)
     resume_run(tmp_path / "run")
     assert_same(tmp_path / "run", tmp_path / "whole")
 

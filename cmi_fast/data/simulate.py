@@ -16,7 +16,6 @@ from cmi_fast.errors import InputError
 _FIRST_DAY_MS = 1_704_067_200_000  # 2024-01-01, 00:00 UTC
 _DAY_MS = 86_400_000
 _MEAN_GAP_MS = 30_000  # between two plays of a session
-_INTERESTS = (2, 4)  # fewest and most of a user
 _PLAYS_LOG_SPREAD = 0.7
 _CHANGE_OF_INTEREST = 0.15  # before a play within a session
 _REDRAWS = 4  # of a user's repeated plays
@@ -27,6 +26,7 @@ _MOST = {  # what the arithmetic in 64 bits, and milliseconds of 13 digits, allo
     "categories": 10**6,
     "plays_per_user": 10**9,
     "days": 36_500,
+    "most_interests": 10**6,
     "popularity_exponent": 100,
 }
 _BYTES_PER_PLAY = 100
@@ -43,14 +43,25 @@ def simulate(
     popularity_exponent: float = 0.7,
     noise: float = 0.2,
     session_length: float = 6.0,
+    fewest_interests: int = 2,
+    most_interests: int = 4,
+    drift: float = 0.0,
+    recency: float = 0.0,
+    overlap: float = 0.0,
 ) -> tuple[pl.DataFrame, pl.DataFrame]:
     """Draw the plays of ``users`` people on ``items`` videos over ``days`` days.
 
     Every item has one of ``categories`` hidden categories of (nearly) equal size, and within its category a
-    popularity proportional to rank^-popularity_exponent. Every user has two to four interests of different
-    weight and a log-normal number of plays with mean ``plays_per_user``, in sessions of about
-    ``session_length`` plays. A session mostly stays in one interest; a share ``noise`` of the plays comes
-    from any category. As in a real feed, few plays are repeats.
+    popularity proportional to rank^-popularity_exponent. Every user has ``fewest_interests`` to
+    ``most_interests`` interests of different weight and a log-normal number of plays with mean ``plays_per_user``,
+    in sessions of about ``session_length`` plays. A session mostly stays in one interest; a share ``noise`` of the
+    plays comes from any category. As in a real feed, few plays are repeats.
+
+    Args:
+        drift: the chance that a user has other interests from the next session on.
+        recency: the chance that a session begins with the interest that the one before ended with.
+        overlap: the share of an interest's plays that fall into the next category instead, as if the two had items in
+            common.
 
     Returns:
         The log (user_id, item_id, timestamp in UTC milliseconds, all int64; day int32 from 0 to days - 1),
@@ -68,17 +79,31 @@ def simulate(
     _require("popularity_exponent", popularity_exponent, 0)
     _require("noise", noise, 0, 1)
     _require("session_length", session_length, 1)
+    _require("fewest_interests", fewest_interests, 1)
+    _require("most_interests", most_interests, fewest_interests)
+    for option, chance in {"drift": drift, "recency": recency, "overlap": overlap}.items():
+        _require(option, chance, 0, 1)
     sizes = {"users": users, "items": items, "categories": categories, "plays_per_user": plays_per_user}
-    for option, size in {**sizes, "days": days, "popularity_exponent": popularity_exponent}.items():
+    others = {"days": days, "popularity_exponent": popularity_exponent, "most_interests": most_interests}
+    for option, size in {**sizes, **others}.items():
         if size > _MOST[option]:
             raise InputError(f"{option}: found {size}, expected at most {_MOST[option]}")
-    _require_memory(users * plays_per_user, users * categories, items)
+    tastes = users * (1 + drift * plays_per_user / session_length)
+    _require_memory(users * plays_per_user, tastes * categories, items)
     rng = np.random.default_rng(seed)
+    rng_of_changes = np.random.default_rng([seed, 1])  # its own, so that without changes the log stays the same
     players = np.repeat(np.arange(users), _play_counts(rng, users, plays_per_user))
     opens_session = rng.random(len(players)) < 1 / session_length
     opens_session[np.flatnonzero(np.diff(players, prepend=-1))] = True
     times = _times(rng, players, opens_session, days)
-    wanted = _wanted_categories(rng, players, opens_session, users, categories, noise)
+    taste = _tastes(rng_of_changes, players, opens_session, drift)
+    weights = _interest_weights(rng, taste[-1] + 1, categories, fewest_interests, most_interests)
+    goes_on = rng_of_changes.random(len(players)) < recency
+    chooses = (opens_session & ~goes_on) | (rng.random(len(players)) < _CHANGE_OF_INTEREST)
+    chooses[np.flatnonzero(np.diff(taste, prepend=-1))] = True
+    wanted = _draw_columns(rng, weights, taste[chooses])[np.cumsum(chooses) - 1]
+    wanted = (wanted + (rng_of_changes.random(len(players)) < overlap)) % categories
+    wanted = np.where(rng.random(len(players)) < noise, rng.integers(categories, size=len(players)), wanted)
     # Slot s has category s % categories and popularity rank s // categories; the item in it is random.
     item_of_slot = rng.permutation(items)
     played = item_of_slot[_slots(rng, players, wanted, items, categories, popularity_exponent)]
@@ -140,23 +165,24 @@ def _times(
     return times
 
 
-def _wanted_categories(
-    rng: np.random.Generator,
-    players: NDArray[np.int64],
-    opens_session: NDArray[np.bool_],
-    users: int,
-    categories: int,
-    noise: float,
+def _tastes(
+    rng: np.random.Generator, players: NDArray[np.int64], opens_session: NDArray[np.bool_], drift: float
 ) -> NDArray[np.int64]:
-    """The category each play [n] is drawn from: an interest that lasts for a while, or, for noise, any."""
-    fewest, most = np.minimum(_INTERESTS, categories)
-    how_many = rng.integers(fewest, most + 1, size=(users, 1))
-    liked = rng.permuted(np.tile(np.arange(categories), (users, 1)), axis=1) < how_many
-    weights = np.where(liked, rng.exponential(size=liked.shape), 0)
-    chooses = opens_session | (rng.random(len(players)) < _CHANGE_OF_INTEREST)
-    chosen = _draw_columns(rng, weights, players[chooses])
-    wanted = chosen[np.cumsum(chooses) - 1]
-    return np.where(rng.random(len(players)) < noise, rng.integers(categories, size=len(players)), wanted)
+    """The number of the taste behind each play [n], from 0: a new one for each user, and where interests change."""
+    changes = opens_session & (rng.random(len(players)) < drift)
+    changes[np.flatnonzero(np.diff(players, prepend=-1))] = True
+    taste: NDArray[np.int64] = np.cumsum(changes) - 1
+    return taste
+
+
+def _interest_weights(
+    rng: np.random.Generator, tastes: int, categories: int, fewest: int, most: int
+) -> NDArray[np.float64]:
+    """How much each taste likes each category, [tastes, categories]."""
+    fewest, most = min(fewest, categories), min(most, categories)
+    how_many = rng.integers(fewest, most + 1, size=(tastes, 1))
+    liked = rng.permuted(np.tile(np.arange(categories), (tastes, 1)), axis=1) < how_many
+    return np.where(liked, rng.exponential(size=liked.shape), 0)
 
 
 def _slots(

@@ -52,6 +52,10 @@ class MultiInterestModel(nn.Module, ABC):
         """A named tuple of scalars, the objective ``total`` first: ``history`` [B, L], ``lengths`` [B], two views of
         the histories, bool [2, B, L], the next items ``positives`` [B] and ``negatives`` [B]."""
 
+    def begin_step(self, steps_done: int) -> None:
+        """Called before every step of training with the number of those before it: set what changes by plan. It must
+        depend on that number alone, as a resumed training knows no more."""
+
     def project(self) -> None:
         """Called before every step of training: bring the weights back to where the model wants them."""
 

@@ -43,10 +43,17 @@ class CMI(MultiInterestModel):
         orthogonality_weight: lambda_orth of Eq. 4.
         unit_interests: bring the pooled interests to unit norm, which the text does not say.
         general_in_retrieval: rank by the score that is trained; False: by the cosine with the interests alone.
+        share_weight: times the log of the share of the history in each category is added to its interest's score, as
+            unit interests forget how many plays they hold. 0: not added.
+        assignment_temperature: of the assignment alone; None: ``temperature``.
+        first_assignment_temperature: what it is in the first step; it falls (or rises) by the same factor in every step
+            until it has reached ``assignment_temperature`` after ``annealing_steps``. None: constant.
         frequency: [V], how often each item is a candidate, up to a factor: its logarithm is taken from the scores in
             training (logQ), as a candidate drawn often would otherwise learn to score low. None: no correction.
         backend: of all operators, as in :mod:`cmi_fast.functional`.
     """
+
+    assignment_temperature: float | Tensor
 
     def __init__(
         self,
@@ -61,6 +68,10 @@ class CMI(MultiInterestModel):
         orthogonality_weight: float = 10.0,
         unit_interests: bool = True,
         general_in_retrieval: bool = True,
+        share_weight: float = 0.0,
+        assignment_temperature: float | None = None,
+        first_assignment_temperature: float | None = None,
+        annealing_steps: int = 1000,
         frequency: Tensor | None = None,
         backend: str = "auto",
     ) -> None:
@@ -74,6 +85,14 @@ class CMI(MultiInterestModel):
         self.orthogonality_weight = orthogonality_weight
         self.unit_interests = unit_interests
         self.general_in_retrieval = general_in_retrieval
+        self.share_weight = share_weight
+        self.last_assignment_temperature = temperature if assignment_temperature is None else assignment_temperature
+        self.first_assignment_temperature = first_assignment_temperature
+        self.annealing_steps = annealing_steps
+        if first_assignment_temperature is None:
+            self.assignment_temperature = self.last_assignment_temperature
+        else:  # kept with the weights, which belong to it
+            self.register_buffer("assignment_temperature", torch.tensor(first_assignment_temperature))
         self.backend = backend
         for parameter in self.parameters():
             nn.init.uniform_(parameter, -(dim**-0.5), dim**-0.5)
@@ -85,6 +104,14 @@ class CMI(MultiInterestModel):
 
         return AuthorsCMI(num_items, **options)
 
+    @torch.no_grad()
+    def begin_step(self, steps_done: int) -> None:
+        """Set the assignment's temperature."""
+        first, last = self.first_assignment_temperature, self.last_assignment_temperature
+        if first is not None:
+            assert isinstance(self.assignment_temperature, Tensor)
+            self.assignment_temperature.fill_(first * (last / first) ** min(1.0, steps_done / self.annealing_steps))
+
     def pool(self, history: Tensor, lengths: Tensor, views: Tensor | None = None) -> Tensor:
         """Interests [B, m, d] of ``history`` [B, L] (item rows), or [V, B, m, d] of its ``views`` [V, B, L]."""
         return item_soft_assignment_pool(
@@ -92,7 +119,7 @@ class CMI(MultiInterestModel):
             self.items,
             self.categories,
             lengths,
-            temperature=self.temperature,
+            temperature=self.assignment_temperature,
             views=views,
             backend=self.backend,
         )
@@ -101,25 +128,50 @@ class CMI(MultiInterestModel):
         """The interests that items are scored by."""
         return F.normalize(pooled, dim=-1) if self.unit_interests else pooled
 
+    def shares(self, history: Tensor, lengths: Tensor) -> Tensor:
+        """The share of ``history`` [B, L] in each category, [B, m]: the mean of its items' assignments."""
+        categories = F.normalize(self.categories, dim=-1)
+        # Of each item once: in training the table holds the distinct items of the batch alone.
+        assignment = torch.softmax(self.unit_items() @ categories.T / self.assignment_temperature, dim=-1)
+        inside = torch.arange(history.shape[1], device=history.device) < lengths[:, None]
+        total = (F.embedding(history, assignment) * inside[..., None]).sum(1)
+        return total / lengths.clamp(min=1)[:, None]
+
+    def with_shares(self, interests: Tensor, history: Tensor, lengths: Tensor) -> Tensor:
+        """``interests`` [B, m, d] with epsilon times the share term as coordinate d + 1, where item vectors have a 1
+        and u_g a 0: so what takes inner products takes the share term, too. Without the term unchanged."""
+        if not self.share_weight:
+            return interests
+        shares = self.shares(history, lengths)
+        term = self.share_weight * shares.clamp(min=torch.finfo(shares.dtype).tiny).log()
+        return torch.cat([interests, self.temperature * term[..., None]], dim=-1)
+
     def general(self, history: Tensor, lengths: Tensor) -> Tensor | None:
-        """The general interest u_g [B, d], None without a GRU."""
+        """The general interest u_g [B, d], None without a GRU; with the share term [B, d + 1]."""
         if self.gru is None:
             return None
-        return self.gru.from_ids(history, self.items, lengths, normalize=True)
+        general = self.gru.from_ids(history, self.items, lengths, normalize=True)
+        return F.pad(general, (0, 1)) if self.share_weight else general
 
-    def item_vectors(self, rows: Tensor | None = None) -> Tensor:
-        """Unit item vectors: [*rows.shape, d], all V without ``rows``."""
+    def unit_items(self, rows: Tensor | None = None) -> Tensor:
+        """Unit vectors of items: [*rows.shape, d], all V without ``rows``."""
         return F.normalize(self.items if rows is None else F.embedding(rows, self.items), dim=-1)
 
+    def item_vectors(self, rows: Tensor | None = None) -> Tensor:
+        """What items are ranked by: :meth:`unit_items`, with the share term [..., d + 1], the last coordinate 1."""
+        unit = self.unit_items(rows)
+        return F.pad(unit, (0, 1), value=1.0) if self.share_weight else unit
+
     def forward(self, history: Tensor, lengths: Tensor) -> Tensor:
-        """Retrieval vectors [B, m, d]: the score of item v is the largest inner product with its unit vector.
+        """Retrieval vectors [B, m, d], with the share term d + 1: the score of item v is the largest inner product with
+        its row of :meth:`item_vectors`.
 
         max_k(u_k . v / epsilon) + u_g . v = max_k((u_k / epsilon + u_g) . v), so one vector an interest suffices.
         """
         pooled = self.pool(history, lengths)
         if not self.general_in_retrieval:
-            return F.normalize(pooled, dim=-1)
-        vectors = self._scored(pooled) / self.temperature
+            return self.with_shares(F.normalize(pooled, dim=-1), history, lengths)
+        vectors = self.with_shares(self._scored(pooled), history, lengths) / self.temperature
         general = self.general(history, lengths)
         return vectors if general is None else vectors + general[:, None]
 
@@ -129,7 +181,7 @@ class CMI(MultiInterestModel):
         full, first, second = self.pool(history, lengths, torch.cat([everything, views]))
         candidates = torch.cat([positives, negatives])
         main = interest_softmax_loss(
-            self._scored(full),
+            self.with_shares(self._scored(full), history, lengths),
             self.item_vectors(candidates),
             torch.arange(len(positives), device=candidates.device),
             self.general(history, lengths),
@@ -149,4 +201,4 @@ class CMI(MultiInterestModel):
     @torch.no_grad()
     def assigned_categories(self) -> Tensor:
         """The category of each item, [V]: the one its vector is closest to."""
-        return (self.item_vectors() @ F.normalize(self.categories, dim=-1).T).argmax(-1)
+        return (self.unit_items() @ F.normalize(self.categories, dim=-1).T).argmax(-1)

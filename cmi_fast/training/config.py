@@ -80,6 +80,16 @@ class Config(pydantic.BaseModel):
     general_in_retrieval: bool = pydantic.Field(
         True, description="rank by the score that is trained; false, the paper's text, by the cosine of the interests"
     )
+    share_weight: float = pydantic.Field(
+        0.0, ge=0, description="times the log of a category's share of the history is added to its interest's score"
+    )
+    assignment_temperature: float | None = pydantic.Field(
+        None, ge=1e-5, description="of the assignment alone, instead of epsilon"
+    )
+    first_assignment_temperature: float | None = pydantic.Field(
+        None, ge=1e-5, description="what it is in the first step; without, it is constant"
+    )
+    annealing_steps: int = pydantic.Field(1000, ge=1, description="until it has reached its last value")
     logq_correction: bool = pydantic.Field(True, description="take the candidates' frequency from the scores")
     disjoint_views: bool = pydantic.Field(False, description="views are the halves of a split, as in the authors' code")
     view_share: float = pydantic.Field(0.5, gt=0, le=1, description="mu, share of the history in a view")

@@ -14,7 +14,15 @@ if TYPE_CHECKING:
 
 
 def _cmi(config: Config, **options: Any) -> MultiInterestModel:
-    names = "general_interest", "unit_interests", "general_in_retrieval"
+    names = (
+        "general_interest",
+        "unit_interests",
+        "general_in_retrieval",
+        "share_weight",
+        "assignment_temperature",
+        "first_assignment_temperature",
+        "annealing_steps",
+    )
     return CMI(**options, **_cmi_options(config), **{name: getattr(config, name) for name in names})
 
 

@@ -183,6 +183,7 @@ def train(
                 started = time.perf_counter()
                 # What a model draws depends on the seed and the step alone, so that there is no state to resume.
                 torch.manual_seed(((config.seed << 32) + done.steps) % 2**63)
+                model.begin_step(done.steps)
                 with record_function(WAITING):
                     batch = next(batches)
                 losses = _step(model, optimizer, batch, config.precision)
