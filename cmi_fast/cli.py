@@ -61,7 +61,7 @@ def simulate(
     fewest_interests: Annotated[int, typer.Option(help="Categories that a user likes, at least.")] = 2,
     most_interests: Annotated[int, typer.Option(help="Categories that a user likes, at most.")] = 4,
     noise: Annotated[float, typer.Option(help="Share of plays that come from any category.")] = 0.2,
-    drift: Annotated[float, typer.Option(help="Chance of other interests from a session on.")] = 0.0,
+    drift: Annotated[float, typer.Option(help="Chance that a session begins with other interests.")] = 0.0,
     recency: Annotated[float, typer.Option(help="Chance that a session begins with the last one's interest.")] = 0.0,
     overlap: Annotated[float, typer.Option(help="Share of an interest's plays in the next category.")] = 0.0,
 ) -> None:

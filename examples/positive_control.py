@@ -47,37 +47,26 @@ class Panel:
 
 
 ALONE = {"general_interest": False, "contrastive_weight": 0.0}
+COUNTS = {"m = 1": {"interests": 1}, "m = 8": {}, "m = 8, share": SHARE, "m = 8, share, annealed": ANNEALED}
+WEIGHTS = ("0", "0.01", "0.1")
 PANELS = {
-    "interests": Panel(
-        "categories",
-        (8, 16, 40, 80),
-        {
-            "m = 1": {"interests": 1},
-            "m = 8": {},
-            "m = 8, share": SHARE,
-            "m = 8, share, annealed": ANNEALED,
-        },
-        ALONE,
-    ),
-    "interests, d = 64": Panel(
-        "categories", (8, 40), {"m = 1": {"interests": 1}, "m = 8": {}, "m = 8, share, annealed": ANNEALED},
-        {**ALONE, "dim": 64},
-    ),
+    "interests, 1,050 steps": Panel("categories", (8, 16, 40), COUNTS, ALONE),
+    "interests, 3,000 steps": Panel("categories", (8, 40), COUNTS, {**ALONE, "epochs": 20}),
     "general interest": Panel(
         "drift",
-        (0, 0.3, 1),
+        (0, 0.3),
         {"without": {"general_interest": False}, "with": {}},
-        {"contrastive_weight": 0.0},
+        {**ANNEALED, "contrastive_weight": 0.0},
         {"categories": 40},
     ),
     "contrastive loss": Panel(
         "noise",
-        (0, 0.3, 0.6),
-        {"none": {"contrastive_weight": 0.0}, "0.01": {"contrastive_weight": 0.01}, "0.1": {"contrastive_weight": 0.1}},
-        {"general_interest": False},
+        (0.1, 0.6),
+        {weight: {"contrastive_weight": float(weight)} for weight in WEIGHTS},
+        {**ANNEALED, "general_interest": False},
         {"categories": 40},
     ),
-}  # fmt: skip
+}
 
 
 def train(folder: Path, log_options: dict[str, Any], settings: dict[str, Any], seed: int) -> Path:

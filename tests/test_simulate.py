@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -153,6 +154,11 @@ def recall_at_50(scores: np.ndarray, seen: np.ndarray, test: pl.DataFrame) -> fl
         ({"plays_per_user": 0.5}, "plays_per_user: found 0.5"),
         ({"popularity_exponent": -1}, "popularity_exponent: found -1"),
         ({"session_length": 0}, "session_length: found 0"),
+        ({"fewest_interests": 0}, "fewest_interests: found 0, expected at least 1"),
+        ({"most_interests": 1}, "most_interests: found 1, expected at least 2"),
+        ({"drift": 1.5}, "drift: found 1.5, expected 0 to 1"),
+        ({"recency": -0.1}, "recency: found -0.1, expected 0 to 1"),
+        ({"overlap": 2}, "overlap: found 2, expected 0 to 1"),
     ],
 )
 def test_options_out_of_range_are_input_errors(options: dict[str, Any], message: str) -> None:
@@ -183,3 +189,68 @@ def test_a_refused_simulation_writes_nothing(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="users"):
         write_simulation(tmp_path / "toy.parquet", users=0)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_default_log_is_that_of_the_first_version() -> None:
+    """Its bits, from before the options on interests, drift, recency and overlap."""
+    log, _ = simulate(users=100, items=60, days=5, seed=3)
+    plays = np.ascontiguousarray(log.select("user_id", "item_id", "timestamp").to_numpy())
+    assert hashlib.blake2b(plays, digest_size=8).hexdigest() == "6a523369c990db68"
+
+
+def category_sequences(**options: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """User, time and category of each play, by user and time, of a log without noise."""
+    settings: dict[str, Any] = {"users": 300, "items": 2000, "days": 7, "noise": 0, "plays_per_user": 100} | options
+    log, truth = simulate(**settings)
+    frame = log.with_columns(category=pl.Series(categories_of(log, truth))).sort("user_id", maintain_order=True)
+    return frame["user_id"].to_numpy(), frame["timestamp"].to_numpy(), frame["category"].to_numpy()
+
+
+def liked(user: np.ndarray, category: np.ndarray) -> np.ndarray:
+    """How often each user played each category, [U, C]."""
+    table = np.zeros((user.max() + 1, category.max() + 1))
+    np.add.at(table, (user, category), 1)
+    return table
+
+
+def test_number_of_interests_and_categories() -> None:
+    user, _, category = category_sequences(categories=40, fewest_interests=5, most_interests=6, plays_per_user=800)
+    assert category.max() == 39
+    interests = (liked(user, category) > 0).sum(1)
+    assert interests.max() == 6 and np.median(interests) >= 5
+
+
+def test_drift_replaces_a_users_interests() -> None:
+    def kept(drift: float) -> float:
+        """The share of a user's last plays that are in a category of the first ones."""
+        user, _, category = category_sequences(categories=40, drift=drift, plays_per_user=400)
+        first = np.flatnonzero(np.diff(user, prepend=-1))
+        ends = np.append(first[1:], len(user))
+        long = [(a, b) for a, b in zip(first, ends, strict=True) if b - a >= 200]
+        return float(np.mean([np.isin(category[b - 50 : b], category[a : a + 50]).mean() for a, b in long]))
+
+    assert kept(0) > 0.95
+    assert kept(1) < 0.4  # eight sessions of other interests are among the first 50 plays
+    # The first session has interests of its own; every other one differs from it.
+    assert kept(1) < kept(0.01) < kept(0)
+
+
+def test_recency_lets_a_session_go_on_with_the_last_ones_interest() -> None:
+    def goes_on(recency: float) -> float:
+        user, time, category = category_sequences(recency=recency)
+        between = (np.diff(user) == 0) & (np.diff(time) > 3_600_000)
+        return float((np.diff(category) == 0)[between].mean())
+
+    assert goes_on(1) == pytest.approx(1 - 0.15 * 0.5, abs=0.05)  # a change as before any other play
+    assert goes_on(0) < goes_on(0.5) < goes_on(1) - 0.1
+
+
+def test_overlap_is_the_share_that_falls_into_the_next_category() -> None:
+    only = {"fewest_interests": 1, "most_interests": 1, "plays_per_user": 300, "items": 8000}
+    user, _, category = category_sequences(overlap=0.3, **only)
+    table = liked(user, category)
+    own = table.argmax(1)
+    rows = np.arange(len(table))
+    next_share = table[rows, (own + 1) % 8].sum() / table.sum()
+    assert next_share == pytest.approx(0.3, abs=0.02)
+    assert table[rows, own].sum() + table[rows, (own + 1) % 8].sum() == table.sum()

@@ -58,8 +58,8 @@ def simulate(
     plays comes from any category. As in a real feed, few plays are repeats.
 
     Args:
-        drift: the chance that a user has other interests from the next session on.
-        recency: the chance that a session begins with the interest that the one before ended with.
+        drift: the chance, at the beginning of each session, that all of a user's interests are replaced.
+        recency: the chance that a session goes on with the interest that the one before ended with.
         overlap: the share of an interest's plays that fall into the next category instead, as if the two had items in
             common.
 
