@@ -137,7 +137,7 @@ def write_simulation(path: str | os.PathLike[str], **options: Any) -> tuple[pl.D
     return log, truth
 
 
-def _require_memory(plays: float, likes: int, items: int) -> None:
+def _require_memory(plays: float, likes: float, items: int) -> None:
     needed = _BYTES_PER_PLAY * plays + 40 * likes + 80 * items
     present = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if needed > present:
