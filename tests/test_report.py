@@ -22,6 +22,7 @@ from cmi_fast.data.simulate import simulate
 from cmi_fast.models import CMI
 from cmi_fast.report.charts import ticks
 from cmi_fast.run import train_run
+from cmi_fast.training.checkpoint import Evaluation
 from cmi_fast.training.config import load_config
 
 EVIL = "</script><script>console.error('evil')</script><b>&'\""
@@ -227,6 +228,14 @@ def test_ticks(low: float, high: float) -> None:
     rows = ticks(low, high)
     assert rows == sorted(set(rows)) and 2 <= len(rows) <= 7
     assert rows[0] <= low + 1e-9 * abs(low) and rows[-1] >= high - 1e-9 * abs(high)
+
+
+def test_without_a_test_part(log: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    train_run(log, run, load_config(settings=[*SMALL[1::2], "epochs=1"]), evaluation=Evaluation(test=False))
+    page = read(run)
+    assert "card.valid.recall@50" in page.values and "valid.item_knn.ndcg@10" in page.values
+    assert not any(key.startswith(("test.", "card.test")) for key in page.values)
 
 
 BROWSER = next((path for path in map(shutil.which, ("chromium", "chromium-browser", "google-chrome")) if path), None)
