@@ -101,7 +101,7 @@ def test_the_diagnostics_are_those_of_the_model(trained: Path) -> None:
     assert isinstance(model, CMI)
     histories = recommender._histories
     played = histories.select(np.flatnonzero(histories.lengths))
-    unit = model.pool(*ranker.padded(played)).detach().double()
+    unit = F.normalize(model.pool(*ranker.padded(played)).detach().double(), dim=-1)
     cosines = torch.einsum("uid,ujd->uij", unit, unit).mean(0)
     count = len(cosines)
     for i in range(count):

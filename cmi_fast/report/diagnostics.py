@@ -73,8 +73,10 @@ class Confusion:
 def plain_interests(ranker: Ranker, histories: Histories) -> Tensor:
     """Unit interests [U, K, d] of histories, without the general interest where the model keeps it apart."""
     if isinstance(ranker.model, CMI) and not isinstance(ranker.model, AuthorsCMI):
-        return ranker.model.pool(*ranker.padded(histories)).cpu()
-    return F.normalize(ranker.interests(histories), dim=-1).cpu()
+        vectors = ranker.model.pool(*ranker.padded(histories))
+    else:
+        vectors = ranker.interests(histories)
+    return F.normalize(vectors, dim=-1).cpu()
 
 
 def interests(ranker: Ranker, histories: Histories, found: NDArray[np.int64]) -> Interests:
