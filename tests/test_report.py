@@ -238,6 +238,15 @@ def test_without_a_test_part(log: Path, tmp_path: Path) -> None:
     assert not any(key.startswith(("test.", "card.test")) for key in page.values)
 
 
+def test_with_the_share_term_and_a_temperature_of_the_assignment(log: Path, tmp_path: Path) -> None:
+    """Retrieval vectors have a coordinate more than item vectors and interests."""
+    settings = [*SMALL[1::2], "epochs=1", "share_weight=1.0", "assignment_temperature=10.0"]
+    train_run(log, tmp_path / "run", load_config(settings=settings))
+    values = read(tmp_path / "run").values
+    assert float(values["assignment.entropy"].removesuffix(" %")) > 99.5
+    assert -1 <= float(values["card.cosine"]) <= 1
+
+
 BROWSER = next((path for path in map(shutil.which, ("chromium", "chromium-browser", "google-chrome")) if path), None)
 
 

@@ -119,7 +119,7 @@ def assignment(ranker: Ranker, known: KnownCategories | None) -> Assignment | No
         return None
     items, categories = F.normalize(model.items, dim=-1), F.normalize(model.categories, dim=-1)
     cosines = (items @ categories.T).float().cpu()
-    probabilities = torch.softmax(cosines / model.temperature, dim=-1)
+    probabilities = torch.softmax(cosines / float(model.assignment_temperature), dim=-1)
     entropy = torch.special.entr(probabilities).sum(-1)
     most = max(np.log(len(categories)), 1e-12)
     of = model.assigned_categories().cpu().numpy()

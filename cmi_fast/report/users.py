@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from cmi_fast.data import Histories
+from cmi_fast.models import CMI
 from cmi_fast.ranking import Ranker
 from cmi_fast.report.diagnostics import finders, plain_interests
 
@@ -99,5 +100,6 @@ def user_map(
 
 
 def _unit_vectors(ranker: Ranker, rows: NDArray[np.int64]) -> NDArray[np.float64]:
-    vectors = ranker.model.item_vectors(torch.from_numpy(rows).to(ranker.model.items.device))
+    model, places = ranker.model, torch.from_numpy(rows).to(ranker.model.items.device)
+    vectors = model.items[places] if isinstance(model, CMI) else model.item_vectors(places)  # without the share term
     return F.normalize(vectors, dim=-1).double().cpu().numpy()
