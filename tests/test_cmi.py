@@ -184,3 +184,11 @@ def test_annealing_falls_by_the_same_factor_and_is_kept_with_the_weights() -> No
     weights = {name: value for name, value in model.state_dict().items() if name != "assignment_temperature"}
     constant.load_state_dict(weights)
     torch.testing.assert_close(constant(batch["history"], batch["lengths"]), model(batch["history"], batch["lengths"]))
+
+
+def test_annealing_under_autocast() -> None:
+    model = CMI(30, interests=3, dim=8, share_weight=1.0, first_assignment_temperature=1.0)
+    model.begin_step(5)
+    with torch.autocast("cpu", torch.bfloat16):
+        half = model.loss(**(batch := make_batch())).total
+    torch.testing.assert_close(half, model.loss(**batch).total, rtol=0.05, atol=0.05)
