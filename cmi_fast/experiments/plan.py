@@ -59,7 +59,12 @@ SYSTEMS: dict[Table, tuple[System, ...]] = {
     ),
     Table.table4: tuple(System(key=f"cmi-m{m}", name=f"CMI, m = {m}", interests=(m,)) for m in sorted(INTERESTS)),
 }
-BASELINES = {"item_knn": "ItemKNN", "recent_popularity": "Recent popularity", "popularity": "Popularity"}
+BASELINES = {
+    "item_knn_recent": "ItemKNN with recent popularity",
+    "item_knn": "ItemKNN",
+    "recent_popularity": "Recent popularity",
+    "popularity": "Popularity",
+}
 
 
 class Budget(pydantic.BaseModel):
