@@ -160,10 +160,8 @@ def train(
         given = given_source(data, where, positive, columns, time_zone, split)
         source = loaded.data.model_copy(update=given) if loaded.data is not None else Source(**given)
         if rolling is not None:
-            if overwrite or profile or item_categories is not None:
-                raise InputError(
-                    "--rolling: expected neither --overwrite nor --item-categories nor --profile beside it"
-                )
+            if overwrite or profile or tensorboard or item_categories is not None:
+                raise InputError("--rolling: expected no --overwrite, --profile, --tensorboard or --item-categories")
             return _train_rolling(source, run, loaded, rolling, seeds, not no_test, device)
         if seeds != 1:
             raise InputError("--seeds: expected --rolling beside it")

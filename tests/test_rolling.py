@@ -178,7 +178,7 @@ def test_compare_prints_differences_with_intervals(
         (["--rolling", "1:2"], "test day 1: found no plays before day 0"),
         (["--rolling", "5:5", "--seeds", "0"], "--seeds: expected 1 or more, found 0"),
         (["--rolling", "5:5", "--split", "last"], "--rolling: expected a split by day, found --split last"),
-        (["--rolling", "5:5", "--overwrite"], "--rolling: expected neither --overwrite"),
+        (["--rolling", "5:5", "--overwrite"], "--rolling: expected no --overwrite"),
         (["--seeds", "2"], "--seeds: expected --rolling beside it"),
     ],
 )
