@@ -27,7 +27,6 @@ from cmi_fast.training.checkpoint import Evaluation
 from cmi_fast.training.config import make_config
 
 LOG = {"users": 2000, "items": 4000, "plays_per_user": 40, "noise": 0.1}
-SEEDS = (0, 1)  # each has a log and a training of its own
 TRAINING = {"lr": 0.003, "dim": 16, "steps_per_epoch": 150, "epochs": 7, "annealing_steps": 500}
 METRIC = "recall@50"
 SHARE = {"share_weight": 1.0}
@@ -44,25 +43,27 @@ class Panel:
     variants: dict[str, dict[str, Any]]
     settings: dict[str, Any] = field(default_factory=dict)
     log: dict[str, Any] = field(default_factory=dict)
+    seeds: tuple[int, ...] = (0,)  # each has a log and a training of its own
 
 
 ALONE = {"general_interest": False, "contrastive_weight": 0.0}
 COUNTS = {"m = 1": {"interests": 1}, "m = 8": {}, "m = 8, share": SHARE, "m = 8, share, annealed": ANNEALED}
-WEIGHTS = ("0", "0.01", "0.1")
+LONGER = {name: options for name, options in COUNTS.items() if name != "m = 8, share"}
 PANELS = {
-    "interests, 1,050 steps": Panel("categories", (8, 16, 40), COUNTS, ALONE),
-    "interests, 3,000 steps": Panel("categories", (8, 40), COUNTS, {**ALONE, "epochs": 20}),
+    "interests, 1,050 steps": Panel("categories", (8, 16, 40), COUNTS, ALONE, seeds=(0, 1)),
+    "interests, 3,000 steps": Panel("categories", (8, 40), LONGER, {**ALONE, "epochs": 20}),
     "general interest": Panel(
         "drift",
         (0, 0.3),
         {"without": {"general_interest": False}, "with": {}},
         {**ANNEALED, "contrastive_weight": 0.0},
         {"categories": 40},
+        seeds=(0, 1),
     ),
     "contrastive loss": Panel(
         "noise",
         (0.1, 0.6),
-        {weight: {"contrastive_weight": float(weight)} for weight in WEIGHTS},
+        {"0": {"contrastive_weight": 0.0}, "0.1": {"contrastive_weight": 0.1}},
         {**ANNEALED, "general_interest": False},
         {"categories": 40},
     ),
@@ -128,7 +129,7 @@ def evaluate(folder: Path, panel: Panel) -> dict[str, dict[str, Any]]:
     for value in panel.values:
         log = {**panel.log, panel.option: value}
         runs = {
-            variant: [train(folder, log, {**panel.settings, **settings}, seed) for seed in SEEDS]
+            variant: [train(folder, log, {**panel.settings, **settings}, seed) for seed in panel.seeds]
             for variant, settings in panel.variants.items()
         }
         for variant in runs:
