@@ -8,7 +8,6 @@ Writes runs/control/results.json and the picture (needs matplotlib). What is com
 from __future__ import annotations
 
 import json
-import statistics
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -138,13 +137,15 @@ def evaluate(folder: Path, panel: Panel) -> dict[str, dict[str, Any]]:
 
 
 def draw(axes: Axes, title: str, panel: Panel, results: dict[str, dict[str, Any]]) -> None:
-    for place, (variant, by_value) in enumerate(results.items()):
-        at = [x + 0.06 * (place - 1) for x in range(len(by_value))]
-        means = [statistics.fmean(result[METRIC]) for result in by_value.values()]
-        gains = [result["gain"] for result in by_value.values()]
-        errors = [[gain[0] - gain[1] for gain in gains], [gain[2] - gain[0] for gain in gains]]
-        axes.errorbar(at, means, errors if place else None, marker="o", markersize=4, capsize=2, label=variant)
+    first, *others = results
+    for place, variant in enumerate(others):
+        at = [x + 0.06 * (place - 1) for x in range(len(panel.values))]
+        gains = [result["gain"] for result in results[variant].values()]
+        errors = [[gain - low for gain, low, _ in gains], [high - gain for gain, _, high in gains]]
+        axes.errorbar(at, [gain[0] for gain in gains], errors, marker="o", markersize=4, capsize=2, label=variant)
+    axes.axhline(0, color="#9ca3af", linewidth=1, zorder=0, label=first)
     axes.set(title=title, xlabel=panel.option, xticks=range(len(panel.values)), xticklabels=panel.values)
+    axes.margins(x=0.2)
     axes.legend(frameon=False, fontsize=7)
 
 
@@ -155,10 +156,10 @@ def main() -> None:
         results[title] = evaluate(folder, panel)
         (folder / "results.json").write_text(json.dumps(results, indent=1) + "\n")
     plt.rcParams.update({"font.size": 8, "axes.spines.top": False, "axes.spines.right": False})
-    figure, axes = plt.subplots(1, len(PANELS), figsize=(12, 3), layout="constrained")
+    figure, axes = plt.subplots(1, len(PANELS), figsize=(12, 3), sharey=True, layout="constrained")
     for one, (title, panel) in zip(axes, PANELS.items(), strict=True):
         draw(one, title, panel, results[title])
-    axes[0].set_ylabel("test Recall@50")
+    axes[0].set_ylabel("gain of test Recall@50")
     figure.savefig(picture, dpi=130)
 
 
