@@ -43,7 +43,7 @@ struct NtXentTile {
     const Index self = anchor, positive = p.partner(anchor);
 #pragma GCC unroll 16
     for (int v = 0; v < COUNT; ++v) {
-      Vector<Index, WIDE> k;
+      Vector<Index, WIDE> k{};
       for (int lane = 0; lane < LANES; ++lane) k[lane] = column + j + v * LANES + lane;
       x[v] = ((k >= begin) & (k < end) & (k != self) & (k != positive)) ? x[v] : V{} + value;
     }

@@ -60,11 +60,11 @@ struct SelfAttentivePoolLayout {
   };
 
   // Of one thread: the items of a sequence and their keys [rows, d], which without positions are the items; the scores
-  // and weights [rows, k]; a panel of the hidden layer
-  // and its gradient; sums of each lane for the scores [BLOCK, k, LANES]; items' gradient; interests or their cotangent
-  // [k, d], and its transpose.
+  // and weights [rows, k]; a panel of the hidden layer and its gradient; sums of each lane for the scores
+  // [BLOCK, k, LANES]; items' gradient; interests or their cotangent [k, d], and its transpose.
   struct Workspace {
-    T *items, *keys, *scores, *weights, *hidden, *hidden_gradient, *lanes, *item_gradient, *pooled, *transposed;
+    T *items{}, *keys{};
+    T *scores, *weights, *hidden, *hidden_gradient, *lanes, *item_gradient, *pooled, *transposed;
     int64_t size;
 
     Workspace(const Shape& s, T* memory) {
