@@ -6,7 +6,7 @@ from torch import Tensor
 
 from cmi_fast import _native, reference
 from cmi_fast.ops.autocast import cast_for_autocast, without_autocast
-from cmi_fast.ops.backend import choose_backend
+from cmi_fast.ops.backend import choose_backend, goes_straight_to_cpu
 from cmi_fast.ops.checks import (
     FLOATING,
     REDUCTIONS,
@@ -76,6 +76,19 @@ def nt_xent_loss(
         TypeError: a dtype is not floating, or not shared.
         ValueError: a shape, temperature, option or backend does not fit; the message names it.
     """
+    options = negatives, direction, normalize
+    usual = type(temperature) is float and LEAST_TEMPERATURE <= temperature <= 1 and reduction in REDUCTIONS
+    if (
+        usual
+        and goes_straight_to_cpu(backend, (first, second))
+        and first.shape == second.shape
+        and first.ndim in (2, 3)
+    ):
+        try:
+            rows = (first, second) if first.ndim == 2 else (first.flatten(0, 1), second.flatten(0, 1))
+            return _nt_xent_loss(*rows, temperature, None, *options, reduction=reduction)
+        except RuntimeError:
+            pass  # the checks below say in the caller's terms what was wrong, or find what can run
     check_tensor("first", first, "[N, d] or [B, m, d]")
     check_tensor("second", second, "[N, d] or [B, m, d]")
     first, second = cast_for_autocast(first, second)
@@ -90,18 +103,9 @@ def nt_xent_loss(
     if chosen == "reference":
         with without_autocast(first.device):
             temperature = number if tensor is None else tensor
-            return reference.nt_xent_loss(first, second, temperature, negatives, direction, normalize, reduction)
+            return reference.nt_xent_loss(first, second, temperature, *options, reduction)
     operator = _triton_nt_xent_loss if chosen == "triton" else _nt_xent_loss
-    return operator(
-        first.flatten(0, -2),
-        second.flatten(0, -2),
-        number,
-        tensor,
-        negatives,
-        direction,
-        normalize,
-        reduction=reduction,
-    )
+    return operator(first.flatten(0, -2), second.flatten(0, -2), number, tensor, *options, reduction=reduction)
 
 
 def _fake(
