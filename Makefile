@@ -16,7 +16,7 @@ demo: .venv/installed
 	$(BIN)/cmi-fast recommend $(DEMO)/cmi --k 50 --out $(DEMO)/recommendations.parquet
 
 test: .venv/installed
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses auto --maxprocesses 8 --dist loadfile
 
 # torch comes first: the build of the compiled operators looks for it.
 .venv/installed: $(SOURCES)

@@ -177,7 +177,7 @@ def test_label_aware_attention(power: float) -> None:
     active = torch.tensor([[True] * 3, [True, False, False], [True, True, False], [True] * 3, [False, True, True]])
     expected = []
     for u, e, on in zip(interests, labels, active, strict=True):
-        scores = [float(row @ e) for row in u]
+        scores = [(row @ e).item() for row in u]
         if math.isinf(power):
             weights = [
                 float(on[k] and s == max(s for s, a in zip(scores, on, strict=True) if a)) for k, s in enumerate(scores)

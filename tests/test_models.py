@@ -55,7 +55,7 @@ def interests_of(model: MultiInterestModel, history: list[int]) -> list[Tensor]:
         groups: dict[int, list[Tensor]] = {}
         heads = model.extractor.channels
         for x in items:
-            groups.setdefault(max(range(3), key=lambda j, x=x: float(x @ heads[j])), []).append(x)
+            groups.setdefault(max(range(3), key=lambda j, x=x: (x @ heads[j]).item()), []).append(x)
         found = []
         for j, group in sorted(groups.items()):
             weights = [torch.exp(x @ heads[j]) for x in group]
