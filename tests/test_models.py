@@ -161,15 +161,15 @@ def test_dssrec_equals_its_equations() -> None:
         for c, candidate in enumerate(candidates):
             if c == b or candidate != target:
                 for phi in inputs[b]:
-                    every += math.exp(float(phi @ model.items[candidate]) / 2) / float(FREQUENCY[candidate])
-        best = max(math.exp(float(phi @ model.items[target]) / 2) / float(FREQUENCY[target]) for phi in inputs[b])
+                    every += math.exp((phi @ model.items[candidate]).item() / 2) / float(FREQUENCY[candidate])
+        best = max(math.exp((phi @ model.items[target]).item() / 2) / float(FREQUENCY[target]) for phi in inputs[b])
         item -= math.log(best / every)
     assert losses.item.item() == pytest.approx(item / 5)
     terms = []
     for b in range(5):
         for k in range(3):
-            every = sum(math.exp(float(inputs[b][k] @ psi) / 2) for label in labels for psi in label)
-            terms.append(-math.log(math.exp(float(inputs[b][k] @ labels[b][k]) / 2) / every))
+            every = sum(math.exp((inputs[b][k] @ psi).item() / 2) for label in labels for psi in label)
+            terms.append(-math.log(math.exp((inputs[b][k] @ labels[b][k]).item() / 2) / every))
     assert losses.sequence.item() == pytest.approx(sum(sorted(terms)[:6]) / 5)  # floor(0.4 * 15)
     torch.testing.assert_close(losses.total, losses.item + losses.sequence)
     vectors = model(batch["history"], batch["lengths"])

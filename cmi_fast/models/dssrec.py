@@ -12,6 +12,8 @@ from cmi_fast.models.base import MultiInterestModel
 from cmi_fast.models.sasrec import SASRecEncoder
 from cmi_fast.nn import IntentionClustering
 
+GROUP = 32  # sequences: fewer and the calls cost more than the padding
+
 
 class Losses(NamedTuple):
     """The objective and its parts."""
@@ -68,9 +70,14 @@ class DSSRec(MultiInterestModel):
         self.scale = dim**-0.5
 
     def intentions(self, history: Tensor, lengths: Tensor, offset: Tensor | None = None) -> Tensor:
-        states = self.encoder(self.item_vectors(history), lengths)
-        intentions: Tensor = self.clustering(states, lengths, offset=offset)
-        return intentions
+        """[B, K, d]. Sequences of about one length go together: most of a batch's work would be padding."""
+        order = lengths.argsort(stable=True)
+        found = []
+        for group in order.split(GROUP):
+            longest = max(1, int(lengths[group[-1]]))
+            states = self.encoder(self.item_vectors(history[group, :longest]), lengths[group])
+            found.append(self.clustering(states, lengths[group], offset=offset))
+        return torch.cat(found)[order.argsort()]
 
     def forward(self, history: Tensor, lengths: Tensor) -> Tensor:
         return self.intentions(history, lengths) * self.scale
