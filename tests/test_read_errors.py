@@ -64,6 +64,21 @@ def test_malformed_csv(tmp_path: Path, row: str, found: str) -> None:
     assert found in refusal(write_text(tmp_path / "log.csv", f"user_id,item_id,day\n{GOOD_ROWS}{row}\n"))
 
 
+@pytest.mark.parametrize(
+    ("row", "found"),
+    [
+        ("7,x,soon", "line 250002, column timestamp: found 'soon'"),
+        ("7,x", "line 250002: found 2 fields, expected 3"),
+        (f",x,{START}", "line 250002, column user_id: found null"),
+    ],
+)
+def test_one_bad_row_in_the_middle_of_a_large_file(tmp_path: Path, row: str, found: str) -> None:
+    rows = [f"{i % 5000},x{i % 777},{START + i}" for i in range(300_000)]
+    rows[250_000] = row
+    path = write_text(tmp_path / "log.csv", "\n".join(["user_id,item_id,timestamp", *rows]))
+    assert found in refusal(path)
+
+
 def test_extra_fields_are_seen_though_their_columns_are_not_read(tmp_path: Path) -> None:
     path = write_text(tmp_path / "log.csv", "user_id,item_id,day,a,b\n1,2,3,4,5\n1,2,3,4,5,6\n")
     assert "line 3: found 6 fields, expected 5" in refusal(path)
