@@ -93,6 +93,17 @@ def test_the_numbers_are_those_of_the_run(trained: Path) -> None:
         assert page.values[f"categories.{name}"] == f"{metrics['categories'][name]:.4f}"
 
 
+def test_every_baseline_is_drawn_in_a_colour_of_its_own(trained: Path) -> None:
+    text = (trained / "report.html").read_text(encoding="utf-8")
+    drawn = set(re.findall(r'class="level (l\d)"', text))
+    colours = dict(re.findall(r"\.(l\d) { stroke: (#\w+)", text))
+    assert len(drawn) == len(json.loads((trained / "metrics.json").read_text())["baselines"]) == 4
+    assert len({colours[level] for level in drawn}) == 4
+    assert dict(re.findall(r"\.line\.(l\d) { border-color: (#\w+)", text)).items() >= (
+        colours.items() - {("l0", colours["l0"])}
+    )
+
+
 def test_the_diagnostics_are_those_of_the_model(trained: Path) -> None:
     values = read(trained).values
     recommender = Recommender.load(trained)
