@@ -87,7 +87,9 @@ struct Call {
     STD_TORCH_CHECK(maps.dim() == 4 && maps.numel() > 0 && maps.size(3) == given.items.size(-1) &&
                         (maps.size(1) == interests || (maps.size(1) == 1 && maps.size(0) == 1)),
                     "maps must be [1, 1, e, d], [1, K, e, d] or [P, K, e, d] with the items' d");
-    STD_TORCH_CHECK(maps.size(0) == 1 || read.longest <= maps.size(0), "no sequence may be longer than ", maps.size(0));
+    const int64_t places = std::max(read.longest, read.sequences.capacity);  // padding gets a gradient of zero
+    STD_TORCH_CHECK(maps.size(0) == 1 || places <= maps.size(0), "maps by place: expected at least ", places,
+                    " places, found ", maps.size(0));
     STD_TORCH_CHECK(!given.bias || given.bias->numel() == maps.size(2), "bias must be [e]");
     STD_TORCH_CHECK(!given.logits || given.logits->numel() == read.rows * interests, "logits must be [rows, K]");
     for (const OptionalTensor& parameter : {OptionalTensor(maps), given.bias, given.logits})

@@ -19,9 +19,11 @@ void check(bool holds, const std::string& what) {
 
 void test_pair_schedule();
 void test_building_blocks();
+void test_capsule_routing();
 void test_gru();
 void test_interest_softmax_loss();
 void test_nt_xent_loss();
+void test_self_attentive_pool();
 void test_soft_assignment_pool();
 void test_threads();
 void test_top_k();
@@ -36,9 +38,11 @@ int main(int count, char** arguments) {
     void (*run)();
   } suites[] = {{"pair_schedule", test_pair_schedule},
                 {"building_blocks", test_building_blocks},
+                {"capsule_routing", test_capsule_routing},
                 {"gru", test_gru},
                 {"interest_softmax_loss", test_interest_softmax_loss},
                 {"nt_xent_loss", test_nt_xent_loss},
+                {"self_attentive_pool", test_self_attentive_pool},
                 {"soft_assignment_pool", test_soft_assignment_pool},
                 {"threads", test_threads},
                 {"top_k", test_top_k},

@@ -13,7 +13,7 @@ struct CapsuleRouting {
   int64_t longest;    // sequence
   ConstRows items;    // [rows, d]
   const T* maps;      // [places, map_count, e, d]
-  int64_t places;     // 1: the same at every place
+  int64_t places;     // 1: the same at every place; else at least as many as a sequence has rows, padding included
   int64_t map_count;  // 1 or interests
   int64_t interests, d, e;
   const T* bias;          // [e], or null
