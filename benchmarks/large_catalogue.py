@@ -49,7 +49,7 @@ def main(optimizer: str = "lazy-adam", items: str = "10_000_000", steps: str = "
     started = time.perf_counter()
     model = build_model(config, num_items, candidate_frequency(plays, num_items))
     print(f"{num_items:,} items x {config.dim}, {optimizer}: model {time.perf_counter() - started:.1f} s")
-    ranker = Ranker(model, config, np.arange(num_items), np.arange(num_items))
+    ranker = Ranker(model, config, np.arange(num_items), np.arange(num_items), np.zeros(num_items, np.int64))
 
     def evaluate() -> dict[str, float]:
         started = time.perf_counter()

@@ -45,20 +45,25 @@ def print_comparison(folder_a: Path, folder_b: Path | None) -> None:
     a = Rolling.read(folder_a)
     systems = sorted(a.frame["system"].unique(), key=list(NAMES).index)
     others = {NAMES[name]: a.of(name) for name in systems if name != a.model}
+    spreads = {"a": a.deviations()}
     if folder_b is not None:
         b = Rolling.read(folder_b)
         if a.part != b.part:
             raise InputError(f"compare: {folder_a} has metrics of {a.part} days, {folder_b} of {b.part} days")
         others = {str(folder_b): b.of(b.model), **others}
+        spreads["b"] = b.deviations()
     frame, days = a.of(a.model), a.by_seed["day"].unique().sort().to_list()
     print(f"\na = {folder_a}: {NAMES[a.model]}, {frame['user_id'].n_unique():,} users, {len(frame):,} users and days")
     seeds = len(a.by_seed) // len(days)
-    print(f"{a.part} metrics, test days {days}, mean over {seeds} seeds; 95 % intervals over users")
+    print(f"{a.part} metrics, test days {days}, mean over {seeds} seeds; 95 % intervals over users, sd over seeds")
     for name, other in others.items():
-        rows = [["", "a", "b", "a - b", "from", "to"]]
+        found_in = spreads if name == str(folder_b) else {"a": spreads["a"]}  # a baseline has no seeds
+        rows = [["", "a", "b", "a - b", "from", "to", *(f"sd {system}" for system in found_in)]]
         for metric, found in differences(frame, other).items():
+            values: tuple[float | None, ...]
             values = (found.mean_a, found.mean_b, found.difference, found.low, found.high)
-            rows.append([metric, *(f"{value:.4f}" for value in values)])
+            values += tuple(spread[metric] for spread in found_in.values())
+            rows.append([metric, *("-" if value is None else f"{value:.4f}" for value in values)])
         print(f"\nb = {name}\n{text_table(rows)}")
 
 

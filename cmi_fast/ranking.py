@@ -11,6 +11,7 @@ import polars as pl
 import safetensors
 import safetensors.torch
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from cmi_fast.data import Histories
@@ -33,13 +34,16 @@ class Ranker:
     """A model and what its rows mean: the catalogue, the items with a training play.
 
     Shapes: item_ids [V] (int64, or str objects), the id of each row of the item table; popular [V], all rows in order
-    of recent popularity, for users without history.
+    of recent popularity, for users without history; recent [V], the plays of each row on the last training days.
+
+    To the model's scores comes what is in fashion: ``config.recent_weight`` times log(1 + recent).
     """
 
     model: MultiInterestModel
     config: Config
     item_ids: NDArray[Any]
     popular: NDArray[np.int64]
+    recent: NDArray[np.int64]
 
     def evaluate(
         self, task: EvaluationTask, rows: NDArray[np.int64], progress: Progress | None = None
@@ -62,8 +66,20 @@ class Ranker:
 
     @torch.no_grad()
     def interests(self, histories: Histories) -> torch.Tensor:
-        """Retrieval vectors [U, m, d] of lists of item rows, the most recent last."""
-        return self.model(*self.padded(histories))
+        """Retrieval vectors of lists of item rows, the most recent last: [U, m, d] as the model has them, or with
+        ``recent_weight`` [U, m, d + 1], a 1 for what :meth:`item_vectors` has there."""
+        vectors: torch.Tensor = self.model(*self.padded(histories))
+        return F.pad(vectors, (0, 1), value=1.0) if self.config.recent_weight else vectors
+
+    @torch.no_grad()
+    def item_vectors(self, rows: NDArray[np.int64] | None = None) -> torch.Tensor:
+        """The vectors of ``rows``, of all V without: an item's score is its largest inner product with an interest."""
+        of = None if rows is None else torch.from_numpy(rows).to(self.model.items.device)
+        vectors = self.model.item_vectors(of)
+        if not self.config.recent_weight:
+            return vectors
+        term = self.config.recent_weight * np.log1p(self.recent if rows is None else self.recent[rows])
+        return torch.cat([vectors, torch.from_numpy(term).to(vectors)[..., None]], dim=-1)
 
     def padded(self, histories: Histories) -> tuple[torch.Tensor, torch.Tensor]:
         """What models take: the last items of each list as rows of a matrix [U, L], and their number [U]."""
@@ -92,7 +108,7 @@ class Ranker:
         place = np.full(len(self.item_ids), -1)
         place[rows] = np.arange(len(rows))
         device = self.model.items.device
-        vectors = self.model.item_vectors()[torch.from_numpy(rows).to(device)]
+        vectors = self.item_vectors(rows)
         scores = np.full((len(histories), k), -np.inf, dtype=np.float32)
         found = np.full((len(histories), k), -1)
         for first in range(0, len(histories), USERS_AT_ONCE):
@@ -149,7 +165,8 @@ class Ranker:
         with atomic_path(run / "items.parquet") as path:
             rank = np.empty(len(self.item_ids), dtype=np.int64)
             rank[self.popular] = np.arange(1, len(self.popular) + 1)
-            write_frame(pl.DataFrame({"item_id": self.item_ids, "popularity_rank": rank}), path)
+            frame = pl.DataFrame({"item_id": self.item_ids, "popularity_rank": rank, "recent_plays": self.recent})
+            write_frame(frame, path)
         if weights:
             self.save_weights(run)
 
@@ -168,14 +185,14 @@ class Ranker:
         if not run.is_dir():
             raise InputError(f"{run}: expected the folder of a trained model, found none")
         config = load_config(run / "config.toml")
-        ids, rank = _read_items(run / "items.parquet")
+        ids, rank, recent = _read_items(run / "items.parquet")
         model = build_model(config, len(ids))
         _load_weights(model, run / "model.safetensors")
-        return cls(model.eval(), config, ids, np.argsort(rank))
+        return cls(model.eval(), config, ids, np.argsort(rank), recent)
 
 
-def _read_items(path: Path) -> tuple[NDArray[Any], NDArray[np.int64]]:
-    """The ids and popularity ranks that ``save`` wrote."""
+def _read_items(path: Path) -> tuple[NDArray[Any], NDArray[np.int64], NDArray[np.int64]]:
+    """The ids, popularity ranks and recent plays that ``save`` wrote."""
     try:
         items = read_parquet(path.read_bytes())
     except UNREADABLE as error:
@@ -186,7 +203,12 @@ def _read_items(path: Path) -> tuple[NDArray[Any], NDArray[np.int64]]:
             raise InputError(f"{path}: expected a column {name!r} of distinct values, found {items.schema}")
         if items[name].has_nulls():
             raise InputError(f"{path}: column {name!r}: found nulls")
-    return items["item_id"].to_numpy(), items["popularity_rank"].to_numpy()
+    if "recent_plays" not in items.columns:  # of an earlier version, which did not rank by them
+        items = items.with_columns(recent_plays=pl.lit(0, pl.Int64))
+    recent = items["recent_plays"]
+    if recent.dtype != pl.Int64 or recent.has_nulls() or (recent < 0).any():
+        raise InputError(f"{path}: column 'recent_plays': expected counts, found {items.schema}")
+    return items["item_id"].to_numpy(), items["popularity_rank"].to_numpy(), recent.to_numpy()
 
 
 def _load_weights(model: MultiInterestModel, path: Path) -> None:

@@ -155,10 +155,9 @@ class Recommender:
             raise TypeError("interests takes users or histories, got both")
         return ranker.interests(_encode_lists(ranker, histories))
 
-    @torch.no_grad()
     def item_vectors(self) -> torch.Tensor:
-        """Unit vectors [V, d] of ``item_ids``."""
-        return self._trained().model.item_vectors()
+        """Unit vectors [V, d] of ``item_ids``, followed by what ``share_weight`` and ``recent_weight`` add."""
+        return self._trained().item_vectors()
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write the model and the users' histories into ``folder``, which is created; :meth:`load` reads it.
@@ -194,7 +193,8 @@ class Recommender:
         popular = rows[order_by_plays(interactions.items, interactions.days, catalogue, since)]
         count = int(catalogue.sum())
         model = build_model(self.config, count, candidate_frequency(plays, count)).to(self._device)
-        return Ranker(model, self.config, interactions.item_ids[catalogue], popular), plays
+        recent = np.bincount(rows[interactions.items[interactions.days >= since]], minlength=count)
+        return Ranker(model, self.config, interactions.item_ids[catalogue], popular, recent), plays
 
     def _find(self, users: Iterable[Any] | None, unknown: str) -> tuple[NDArray[Any], NDArray[np.int64]]:
         """The ids of ``users`` and their rows."""

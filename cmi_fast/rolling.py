@@ -162,7 +162,7 @@ class Rolling:
 
     part: "test", or "valid" where the test days were left out.
     frame: ``system, day, user_id`` and the metrics; days are test days.
-    by_seed: ``day, seed`` and the mean metrics over users, of the model.
+    by_seed: ``day, seed, users``, how many, and the mean metrics over them, of the model.
     """
 
     model: str
@@ -194,8 +194,19 @@ class Rolling:
         if trained.is_empty():
             raise InputError(f"{folder}: found no trained model")
         users = everything.group_by("system", "day", "user_id").agg(pl.col(METRICS).mean())
-        by_seed = trained.group_by("day", "seed").agg(pl.col(METRICS).mean()).sort("day", "seed")
+        by_seed = (
+            trained.group_by("day", "seed").agg(pl.len().alias("users"), pl.col(METRICS).mean()).sort("day", "seed")
+        )
         return cls(trained["system"][0], part, users.sort("system", "day", "user_id"), by_seed)
+
+    def deviations(self) -> dict[str, float | None]:
+        """The standard deviation over seeds of each metric's mean over users and days; None for a single seed.
+
+        Only seeds that have all days count: others differ by their days.
+        """
+        complete = self.by_seed.filter(pl.len().over("seed") == self.by_seed["day"].n_unique())
+        weighted = [(pl.col(name) * pl.col("users")).sum() / pl.col("users").sum() for name in METRICS]
+        return complete.group_by("seed").agg(weighted).select(pl.col(METRICS).std()).row(0, named=True)
 
     def of(self, system: str) -> pl.DataFrame:
         """The rows of one system."""

@@ -20,6 +20,7 @@ from cmi_fast.data.ids import read_user_ids, rows_of
 from cmi_fast.errors import InputError
 from cmi_fast.evaluation import POLICY, EvaluationTask, evaluate_baselines
 from cmi_fast.evaluation.categories import category_agreement, read_item_categories
+from cmi_fast.evaluation.task import recent_plays
 from cmi_fast.evaluation.users import USER_METRICS, write_user_metrics
 from cmi_fast.models import CMI
 from cmi_fast.ranking import USERS_AT_ONCE, Ranker, read_users, translate
@@ -95,7 +96,7 @@ def train_run(
     valid, test = (EvaluationTask.from_split(split, name) for name in ("valid", "test"))
     config = config.model_copy(update={"data": source})
     model = build_model(config, len(catalogue), candidate_frequency(plays, len(catalogue))).to(target)
-    ranker = Ranker(model, config, catalogue, rows[valid.popular])
+    ranker = Ranker(model, config, catalogue, rows[valid.popular], recent_plays(split)[split.catalogue])
 
     state = State(
         config=config,
@@ -283,7 +284,7 @@ def export_run(
     users = np.arange(len(histories))
     progress.phase("exporting")
     blocks = _interests(ranker, histories, progress)
-    vectors = ranker.model.item_vectors().detach().cpu()
+    vectors = ranker.item_vectors().cpu()
     m, d = ranker.interests(histories.select(users[:1])).shape[1:]
     summary = export_index(folder, vectors, blocks, (len(users), m, d), index)
     for name, ids in (("user", interactions.user_ids), ("item", ranker.item_ids)):

@@ -148,6 +148,18 @@ def test_the_share_term_is_added_to_each_interests_score(general: bool) -> None:
     torch.testing.assert_close(model.loss(**batch).main, (main / 4).double())
 
 
+def test_the_share_term_with_the_texts_retrieval() -> None:
+    """Ranked by the cosine of the interests, to which epsilon times the term is added, and without u_g."""
+    model = CMI(30, interests=3, dim=8, unit_interests=False, general_in_retrieval=False, share_weight=0.7).double()
+    batch = make_batch()
+    ranked = (model(batch["history"], batch["lengths"]) @ model.item_vectors().T).amax(1)
+    for b, n in enumerate(batch["lengths"]):
+        items = model.items[batch["history"][b, :n]]
+        cosines = pooled(model, items) @ F.normalize(model.items, dim=-1).T
+        term = 0.7 * shares(model, items).log()[:, None]
+        torch.testing.assert_close(ranked[b], (cosines + model.temperature * term).max(0).values)
+
+
 def test_the_share_term_stays_finite_where_a_share_is_zero() -> None:
     model = CMI(30, interests=3, dim=8, share_weight=1.0, assignment_temperature=1e-4)
     batch = make_batch()

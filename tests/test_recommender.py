@@ -82,6 +82,34 @@ def test_scores_are_the_largest_inner_product(fitted: Recommender) -> None:
     torch.testing.assert_close(fitted.interests([9, 4])[1], fitted.interests()[fitted.user_ids.tolist().index(4)])
 
 
+def test_recent_plays_are_added_to_the_score(parts: tuple[Interactions, ...], tmp_path: Path) -> None:
+    plain, recent = (Recommender(**SMALL, recent_weight=w).fit(parts[0]) for w in (0.0, 0.7))
+    days = parts[0].days
+    played = parts[0].item_ids[parts[0].items[days > days.max() - 3]]
+    counts = np.array([(played == item).sum() for item in recent.item_ids])
+    assert len(set(counts.tolist())) > 1
+    history = [recent.item_ids[:4]]
+    before, after = (x.recommend_for(history, k=10**6).sort("item_id") for x in (plain, recent))
+    unseen = ~np.isin(recent.item_ids, history[0])
+    expected = before["score"].to_numpy() + 0.7 * np.log1p(counts[unseen])
+    np.testing.assert_allclose(after["score"], expected, rtol=1e-5)
+    scores = (recent.interests(histories=history) @ recent.item_vectors().T).amax(1)[0]
+    np.testing.assert_allclose(scores[torch.from_numpy(unseen)], expected, rtol=1e-5)
+    recent.save(tmp_path / "model")
+    assert Recommender.load(tmp_path / "model").recommend(k=9).equals(recent.recommend(k=9))
+    file = tmp_path / "model" / "items.parquet"
+    items = pl.read_parquet(file)
+    items.drop("recent_plays").write_parquet(file)  # of an earlier version, which ranked without
+    np.testing.assert_allclose(
+        Recommender.load(tmp_path / "model").recommend_for(history, k=10**6).sort("item_id")["score"],
+        before["score"],
+        rtol=1e-5,
+    )
+    items.with_columns(recent_plays=-pl.col("recent_plays") - 1).write_parquet(file)
+    with pytest.raises(InputError, match="recent_plays"):
+        Recommender.load(tmp_path / "model")
+
+
 def test_no_history_is_recent_popularity(fitted: Recommender) -> None:
     lists = fitted.recommend_for([[], [10**9]], k=4)
     assert lists["user_id"].to_list() == [0] * 4 + [1] * 4

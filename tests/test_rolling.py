@@ -166,7 +166,21 @@ def test_compare_prints_differences_with_intervals(
     row = next(line for line in blocks[1].splitlines() if line.startswith("recall@50")).split()
     found = differences(Rolling.read(rolled).of("cmi"), Rolling.read(other).of("cmi"))["recall@50"]
     values = (found.mean_a, found.mean_b, found.difference, found.low, found.high)
-    assert row[1:] == [f"{value:.4f}" for value in values]
+    spread = Rolling.read(rolled).deviations()["recall@50"]
+    assert row[1:] == [*(f"{value:.4f}" for value in values), f"{spread:.4f}", "-"]
+    header, *_ = (block.splitlines()[1].split() for block in blocks if block.startswith("b = ItemKNN\n"))
+    assert header[-2:] == ["sd", "a"]  # a baseline has no seeds
+
+
+def test_the_spread_over_seeds_is_that_of_the_means_over_users_and_days(rolled: Path, tmp_path: Path) -> None:
+    means = []
+    for seed in (3, 4):
+        frames = [pl.read_parquet(rolled / f"{day}-{seed}" / "user_metrics.parquet") for day in (4, 5)]
+        means.append(pl.concat(frames).filter(part="test")["ndcg@10"].to_numpy().mean())
+    assert Rolling.read(rolled).deviations()["ndcg@10"] == pytest.approx(np.std(means, ddof=1))
+    for name in ("4-3", "5-3", "5-4"):  # seed 4 lacks a day: it does not count, and one seed has no spread
+        (tmp_path / name).symlink_to(rolled / name)
+    assert Rolling.read(tmp_path).deviations()["ndcg@10"] is None
 
 
 @pytest.mark.parametrize(

@@ -9,11 +9,13 @@ import polars as pl
 import pytest
 import torch
 
-from cmi_fast.data import Histories
+from cmi_fast import _native
+from cmi_fast.data import Histories, Interactions
 from cmi_fast.data.distinct import distinct_items
 from cmi_fast.data.sampler import BatchSampler
 from cmi_fast.data.simulate import simulate
 from cmi_fast.errors import InputError
+from cmi_fast.models import CMI
 from cmi_fast.ranking import Ranker
 from cmi_fast.run import train_run
 from cmi_fast.training.checkpoint import Tensors
@@ -130,7 +132,7 @@ def test_everything_is_on_the_models_device() -> None:
     losses = loss_of_rows(model, *(x.to("meta") for x in to_tensors(*distinct_items(sampler.batch(0, 0), 40))))
     losses.total.backward()
     assert all(parameter.grad is not None and parameter.grad.is_meta for parameter in model.parameters())
-    ranker = Ranker(model, config, np.arange(40), np.arange(40))
+    ranker = Ranker(model, config, np.arange(40), np.arange(40), np.zeros(40, np.int64))
     assert ranker.interests(PLAYS).is_meta
 
 
@@ -169,3 +171,28 @@ def test_weight_decay_reaches_adam_and_lazy_adam_says_that_it_has_none() -> None
     assert build_optimizer(model, Config(weight_decay=0.5)).param_groups[0]["weight_decay"] == 0.5
     with pytest.raises(InputError, match=r"^weight_decay: found 0\.5 with lazy-adam, which has none$"):
         build_optimizer(model, Config(weight_decay=0.5, optimizer="lazy-adam"))
+
+
+@pytest.mark.skipif(not _native.available, reason="needs the compiled operators")
+def test_fused_losses_follow_those_of_the_reference() -> None:
+    """The first 50 losses within 1e-4: 50 steps of Adam do not let rounding grow."""
+    config = load_config(settings=["dim=16", "interests=4", "batch_size=64", "max_history=20"])
+    log, _ = simulate(users=200, items=300, days=6, plays_per_user=20)
+    plays = Interactions.from_frame(log).histories()
+    found: dict[str, list[float]] = {}
+    for backend in ("cpu", "reference"):
+        torch.manual_seed(0)
+        model = CMI(300, interests=4, dim=16, frequency=candidate_frequency(plays, 300), backend=backend)
+        optimizer = build_optimizer(model, config)
+        sampler = BatchSampler(plays, np.ones(300, dtype=bool), batch_size=64, max_history=20)
+        found[backend] = []
+        for number in range(50):
+            batch = sampler.batch(*divmod(number, len(sampler)))
+            losses = loss_of_rows(model, *to_tensors(*distinct_items(batch, 300)))
+            optimizer.zero_grad(set_to_none=True)
+            losses.total.backward()
+            optimizer.step()
+            found[backend].append(losses.total.item())
+    fused, reference = found.values()
+    assert fused[-1] < fused[0] - 0.1  # it did learn
+    assert fused == pytest.approx(reference, abs=1e-4, rel=0)

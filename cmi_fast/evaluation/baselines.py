@@ -20,7 +20,7 @@ from scipy.sparse import csr_matrix
 from cmi_fast.data.histories import Histories
 from cmi_fast.data.split import Split
 from cmi_fast.evaluation.metrics import CUTOFFS
-from cmi_fast.evaluation.task import RECENT_DAYS, EvaluationTask, popularity_order
+from cmi_fast.evaluation.task import EvaluationTask, popularity_order, recent_plays
 from cmi_fast.reference.largest import largest
 
 LIST_LENGTH = max(CUTOFFS)
@@ -105,8 +105,7 @@ class RecentItemKNN:
     @classmethod
     def fit(cls, split: Split, valid: EvaluationTask, item_knn: ItemKNN) -> RecentItemKNN:
         """The weight of best Recall@50 on ``valid``, the smaller where equal."""
-        recent = split.train_days >= split.training_end - RECENT_DAYS
-        plays = np.bincount(split.train.items[recent], minlength=split.num_items)
+        plays = recent_plays(split)
         share = plays / max(1, plays.max())
         candidates = (cls(item_knn, share, weight) for weight in POPULARITY_WEIGHTS)
         return max(candidates, key=lambda model: valid.evaluate(model.rank(valid))[f"recall@{LIST_LENGTH}"])

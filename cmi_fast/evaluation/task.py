@@ -71,6 +71,12 @@ class EvaluationTask:
         return user_metrics(self.with_fallback(ranked), self.targets)
 
 
+def recent_plays(split: Split) -> NDArray[np.int64]:
+    """How often each item [V] was played on the last training days."""
+    recent = split.train_days >= split.training_end - RECENT_DAYS
+    return np.bincount(split.train.items[recent], minlength=split.num_items)
+
+
 def popularity_order(split: Split, since_day: int | None = None) -> NDArray[np.int64]:
     """Item rows [P] of the catalogue by falling number of training plays from ``since_day`` on (None: all);
     ties by plays on all training days, then by row."""

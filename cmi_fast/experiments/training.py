@@ -14,6 +14,7 @@ from cmi_fast.data import Histories, Interactions
 from cmi_fast.data.files import remove_leftovers
 from cmi_fast.data.split import Split
 from cmi_fast.evaluation import EvaluationTask
+from cmi_fast.evaluation.task import recent_plays
 from cmi_fast.ranking import Ranker, translate
 from cmi_fast.training.checkpoint import (
     Done,
@@ -73,7 +74,8 @@ class Log:
         """A fresh model."""
         catalogue = self.interactions.item_ids[self.split.catalogue]
         model = build_model(config, len(catalogue), candidate_frequency(self.plays, len(catalogue)))
-        return Ranker(model, config, catalogue, self.rows[self.valid.popular])
+        recent = recent_plays(self.split)[self.split.catalogue]
+        return Ranker(model, config, catalogue, self.rows[self.valid.popular], recent)
 
 
 def train_on(log: Log, config: Config, folder: Path, progress: Progress) -> tuple[Ranker, list[Epoch]]:

@@ -75,7 +75,7 @@ def plain_interests(ranker: Ranker, histories: Histories) -> Tensor:
     if isinstance(ranker.model, CMI) and not isinstance(ranker.model, AuthorsCMI):
         vectors = ranker.model.pool(*ranker.padded(histories))
     else:
-        vectors = ranker.interests(histories)
+        vectors = ranker.model(*ranker.padded(histories))
     return F.normalize(vectors, dim=-1).cpu()
 
 
@@ -99,7 +99,7 @@ def interests(ranker: Ranker, histories: Histories, found: NDArray[np.int64]) ->
 @torch.no_grad()
 def finders(ranker: Ranker, histories: Histories, found: NDArray[np.int64]) -> NDArray[np.int64]:
     """The interest [U, n] by which each item of the lists ``found`` is there: the one of its largest score."""
-    items = ranker.model.item_vectors(torch.from_numpy(np.maximum(found, 0)).to(ranker.model.items.device))
+    items = ranker.item_vectors(np.maximum(found, 0))
     scores = items @ ranker.interests(histories).transpose(1, 2)
     return scores.argmax(-1).cpu().numpy()
 

@@ -90,6 +90,9 @@ class Config(pydantic.BaseModel):
         None, ge=1e-5, description="what it is in the first step; without, it is constant"
     )
     annealing_steps: int = pydantic.Field(1000, ge=1, description="until it has reached its last value")
+    recent_weight: float = pydantic.Field(
+        0.0, ge=0, description="in ranking, times log(1 + plays on the last three training days) is added to the score"
+    )
     logq_correction: bool = pydantic.Field(True, description="take the candidates' frequency from the scores")
     disjoint_views: bool = pydantic.Field(False, description="views are the halves of a split, as in the authors' code")
     view_share: float = pydantic.Field(0.5, gt=0, le=1, description="mu, share of the history in a view")
