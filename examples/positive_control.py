@@ -26,7 +26,7 @@ from cmi_fast.training.checkpoint import Evaluation
 from cmi_fast.training.config import make_config
 
 LOG = {"users": 2000, "items": 4000, "plays_per_user": 40, "noise": 0.1}
-TRAINING = {"lr": 0.003, "dim": 16, "steps_per_epoch": 150, "epochs": 7, "annealing_steps": 500}
+TRAINING = {"lr": 0.003, "recent_weight": 0.0, "dim": 16, "steps_per_epoch": 150, "epochs": 7, "annealing_steps": 500}
 METRIC = "recall@50"
 SHARE = {"share_weight": 1.0}
 ANNEALED = {**SHARE, "first_assignment_temperature": 1.0}

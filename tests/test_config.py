@@ -27,7 +27,7 @@ def test_set_beats_file_beats_defaults(tmp_path: Path) -> None:
 def test_presets_lie_below_files_and_settings(tmp_path: Path) -> None:
     paper = load_config(preset="paper")
     assert not paper.unit_interests and not paper.general_in_retrieval and not paper.logq_correction
-    assert (paper.model, paper.batch_size, paper.lr) == ("cmi", 1024, 1e-3)
+    assert (paper.model, paper.batch_size, paper.lr, paper.recent_weight) == ("cmi", 1024, 1e-3, 0)
     authors = load_config(preset="authors")
     assert (authors.model, authors.disjoint_views, authors.weight_decay) == ("cmi-authors", True, 1e-4)
     assert (authors.steps_per_epoch, authors.patience) == (1000, 10)

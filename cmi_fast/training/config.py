@@ -91,7 +91,7 @@ class Config(pydantic.BaseModel):
     )
     annealing_steps: int = pydantic.Field(1000, ge=1, description="until it has reached its last value")
     recent_weight: float = pydantic.Field(
-        0.0, ge=0, description="in ranking, times log(1 + plays on the last three training days) is added to the score"
+        0.5, ge=0, description="in ranking, times log(1 + plays on the last three training days) is added to the score"
     )
     logq_correction: bool = pydantic.Field(True, description="take the candidates' frequency from the scores")
     disjoint_views: bool = pydantic.Field(False, description="views are the halves of a split, as in the authors' code")
@@ -105,7 +105,7 @@ class Config(pydantic.BaseModel):
     precision: Literal["float32", "bf16"] = pydantic.Field(
         "float32", description="bf16: autocast to bfloat16; weights, sums and losses stay float32"
     )
-    lr: float = pydantic.Field(1e-3, gt=0, description="Adam's learning rate")
+    lr: float = pydantic.Field(3e-3, gt=0, description="Adam's learning rate")
     weight_decay: float = pydantic.Field(0.0, ge=0, description="Adam's, added to the gradients; not of lazy-adam")
     epochs: int = pydantic.Field(30, ge=1, le=10**6, description="at most this many")
     steps_per_epoch: int | None = pydantic.Field(None, ge=1, description="instead of one pass over all samples")
@@ -123,15 +123,19 @@ PRESETS: dict[str, dict[str, Any]] = {
     "paper": {
         "unit_interests": False,
         "general_in_retrieval": False,
+        "recent_weight": 0.0,
         "logq_correction": False,
         "batch_size": 1024,
+        "lr": 1e-3,
     },
     # What the authors' code trains, and how: an "epoch" is 1,000 batches.
     "authors": {
         "model": "cmi-authors",
         "disjoint_views": True,
+        "recent_weight": 0.0,
         "weight_decay": 1e-4,
         "batch_size": 1024,
+        "lr": 1e-3,
         "steps_per_epoch": 1000,
         "epochs": 1000,
         "patience": 10,
