@@ -131,7 +131,7 @@ def test_the_diagnostics_are_those_of_the_model(trained: Path) -> None:
 
     shares = np.zeros(count)
     lists = recommender.recommend(k=50)
-    vectors = dict(zip(recommender.item_ids, model.item_vectors().detach(), strict=True))
+    vectors = dict(zip(recommender.item_ids, recommender.item_vectors(), strict=True))
     for user, group in lists.group_by("user_id"):
         interests = recommender.interests(list(user))[0]
         by = [int((interests @ vectors[item]).argmax()) for item in group["item_id"]]
@@ -150,7 +150,8 @@ def test_what_is_drawn_of_users(trained: Path) -> None:
         row = recommender.user_ids.tolist().index(user["id"])
         history = recommender.item_ids[recommender._histories[row]][-40:].tolist()
         assert [drawn["ids"][place] for place in user["history"]] == history
-    vectors = dict(zip(recommender.item_ids, F.normalize(recommender.item_vectors(), dim=-1).numpy(), strict=True))
+    items = F.normalize(recommender._trained().model.items.detach(), dim=-1)
+    vectors = dict(zip(recommender.item_ids, items.numpy(), strict=True))
     centred = np.stack(list(vectors.values())).astype(np.float64) - np.mean(list(vectors.values()), axis=0)
     values = np.linalg.svd(centred, compute_uv=False) ** 2
     assert drawn["share"] == pytest.approx(values[:2].sum() / values.sum(), rel=1e-6)
