@@ -143,6 +143,7 @@ Gradients backward(const Call<T>& call, const Tensor& last_grad_, const Tensor& 
     result[i] = wanted[i] ? torch::stable::new_empty(*inputs[i], inputs[i]->sizes()) : call.new_tensor(0);
     written[i] = {wanted[i] ? result[i].mutable_data_ptr() : nullptr, element<T>(result[i])};
   }
+  prefer_huge_pages<T>(result[0]);
   const bool parameters = wanted[1] || wanted[2] || wanted[3] || wanted[4];
   const int64_t size = call.kernel.gradient_size(p.d, p.hidden);
   const int64_t parts = call.blocks->gradient_parts(size * sizeof(T));
@@ -152,6 +153,7 @@ Gradients backward(const Call<T>& call, const Tensor& last_grad_, const Tensor& 
   SharedRows shared;  // none without a table
   if (of_table) shared = shared_rows(p.sequences, p.ids, call.rows, call.items.size(0), [](int64_t) { return true; });
   const Tensor shared_gradients = call.new_tensor(shared.count * p.d);
+  prefer_huge_pages<T>(shared_gradients);
   call.parallel(parts, [&](int64_t part, int64_t begin, int64_t end, T* workspace) {
     call.kernel.backward(
         p, begin, end,
@@ -186,7 +188,7 @@ std::tuple<Tensor, Tensor> forward(const Call<T>& call, const Tensor& weight_hh,
   const Tensor last = torch::stable::new_empty(weight_hh, {p.sequences.batch, p.hidden});
   const Tensor saved =
       torch::stable::new_empty(call.items, {save ? call.rows : 0, call.kernel.saved_size(p.hidden)}, SCALAR_TYPE<T>);
-  prefer_huge_pages(saved.mutable_data_ptr(), saved.numel() * sizeof(T));
+  prefer_huge_pages<T>(saved);
   call.parallel(call.blocks->count(), [&](int64_t, int64_t begin, int64_t end, T* workspace) {
     call.kernel.forward(p, begin, end, {last.mutable_data_ptr(), element<T>(last)},
                         save ? mutable_data<T>(saved) : nullptr, workspace);

@@ -2,6 +2,8 @@
 
 #include <cstdint>
 
+#include "cpu/checks.h"
+
 #if defined(__linux__)
 #include <sys/mman.h>
 #endif
@@ -17,6 +19,13 @@ inline void prefer_huge_pages([[maybe_unused]] void* memory, [[maybe_unused]] in
   const uintptr_t end = (reinterpret_cast<uintptr_t>(memory) + bytes) / PAGE * PAGE;
   if (first < end) madvise(reinterpret_cast<void*>(first), end - first, MADV_HUGEPAGE);
 #endif
+}
+
+// The same for a new tensor of T or of a half type.
+template <class T>
+void prefer_huge_pages(const Tensor& rows) {
+  const int64_t element_bytes = rows.scalar_type() == SCALAR_TYPE<T> ? sizeof(T) : 2;
+  prefer_huge_pages(rows.mutable_data_ptr(), rows.numel() * element_bytes);
 }
 
 }  // namespace cmi_fast

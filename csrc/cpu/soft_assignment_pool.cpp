@@ -5,6 +5,7 @@
 #include <torch/csrc/stable/ops.h>
 
 #include "cpu/checks.h"
+#include "cpu/huge_pages.h"
 #include "cpu/level.h"
 #include "cpu/parallel.h"
 #include "cpu/partition.h"
@@ -219,6 +220,7 @@ Gradients soft_assignment_pool_backward(Tensor pooled_grad, Tensor items, Tensor
     using T = decltype(type);
     const Call<T> call({items, categories, {}, views, lengths, offsets, temperature, temperature_tensor});
     const Tensor gradient = items_grad ? torch::stable::empty_like(call.items) : call.new_tensor(0);
+    prefer_huge_pages<T>(gradient);
     const auto [c, t] = backward(call, pooled_grad, ItemGradients<T>{gradient}, categories_grad, temperature_grad);
     return {gradient, c, t};
   });
@@ -249,6 +251,8 @@ Gradients item_soft_assignment_pool_backward(Tensor pooled_grad, Tensor ids, Ten
     const SharedRows shared =
         shared_rows(p.sequences, p.ids, p.rows, table.size(0), [&](int64_t row) { return call.in_a_view(row); });
     const Tensor rows = call.new_tensor(shared.count * p.d), gradient = torch::stable::empty_like(call.items);
+    prefer_huge_pages<T>(rows);
+    prefer_huge_pages<T>(gradient);
     const ItemGradients<T> to{gradient, mutable_data<T>(rows), shared.place.data()};
     const auto [c, t] = backward(call, pooled_grad, to, categories_grad, temperature_grad);
     sum_into_table(data<T>(rows), shared, gradient);
