@@ -67,6 +67,7 @@ struct Call {
                       "] = ", problem.active[b], " is outside [1, ", given.interests, "]");
     if (!forward) return;  // the backward reads the maps as they are
     packed = new_tensor(kernel.packed_size(problem));
+    if (packed.numel() == 0) return;  // read as they are, too
     parallel(maps.size(0), [&](int64_t place, T*) {
       kernel.pack(problem, place * maps.size(1), (place + 1) * maps.size(1), mutable_data<T>(packed));
     });

@@ -20,7 +20,7 @@ struct CapsuleRouting {
   const T* logits;        // [rows, interests], or null
   const int64_t* active;  // [batch], or null
   int64_t iterations;
-  const T* packed;  // by pack
+  const T* packed;  // by pack; of size 0 where maps are read as they are
 };
 
 // What the forward leaves: the interests; for the backward the last weights, of each sequence [interests, length] from

@@ -71,13 +71,18 @@ struct CapsulesByPlace {
     return forward > backward ? forward : backward;
   }
 
+  // Maps that meet less than a tile of sequences, as those of a single request, are read as they are: packing them
+  // would take longer than the products.
+  static bool packs(const Problem& p) { return p.sequences.batch >= TILE_ROWS; }
+
   // Each place's maps transposed, [d, votes], in panels of PANEL columns.
   static int64_t packed_size(const Problem& p) {
     const Shape s(p);
-    return p.places * s.d * s.votes;
+    return packs(p) ? p.places * s.d * s.votes : 0;
   }
 
   static void pack(const Problem& p, int64_t begin, int64_t end, T* packed) {
+    if (!packs(p)) return;
     const Shape s(p);
     for (int64_t m = begin; m < end; ++m) {
       T* const place = packed + m / p.interests * s.d * s.votes;
@@ -113,6 +118,21 @@ struct CapsulesByPlace {
     }
   }
 
+  // The votes of sequence b, from maps as they are.
+  static void map_unpacked(const Problem& p, const Shape& s, int64_t b, const ForwardSpace& w, T* votes) {
+    for (int64_t t = 0; t < p.sequences.length(b); ++t) {
+      const T* item = read_row(p.items, p.sequences.first(b) + t, p.d, w.items);
+      copy(w.bias, s.votes, votes + t * s.votes);
+      for (int64_t row = 0; row < p.interests * p.e; ++row) {
+        const T* map = p.maps + (t * p.interests * p.e + row) * p.d;
+        T sum = 0;
+#pragma omp simd reduction(+ : sum)
+        for (int64_t j = 0; j < p.d; ++j) sum += map[j] * item[j];
+        votes[t * s.votes + row / p.e * s.e + row % p.e] += sum;
+      }
+    }
+  }
+
   // Adds the agreement of each vote with its interest to the logits.
   static void update_logits(const Problem& p, const Shape& s, int64_t length, const T* votes, const ForwardSpace& w) {
     for (int64_t t = 0; t < length; ++t)
@@ -144,8 +164,12 @@ struct CapsulesByPlace {
     for (int64_t k = 0; p.bias && k < p.interests; ++k) copy(p.bias, p.e, w.bias + k * s.e);
     for (int64_t first = begin; first < end; first += s.block) {
       const int64_t count = end - first < s.block ? end - first : s.block;
-      map_items(p, s, first, count, w);
-      for (int64_t i = 0; i < count; ++i) route(p, s, first + i, w.votes + i * s.rows * s.votes, w, result);
+      if (packs(p)) map_items(p, s, first, count, w);
+      for (int64_t i = 0; i < count; ++i) {
+        T* const votes = w.votes + i * s.rows * s.votes;
+        if (!packs(p)) map_unpacked(p, s, first + i, w, votes);
+        route(p, s, first + i, votes, w, result);
+      }
     }
   }
 
