@@ -146,7 +146,8 @@ class Recommender:
     def interests(self, users: Iterable[Any] | None = None, *, histories: ItemLists | None = None) -> torch.Tensor:
         """Retrieval vectors [U, m, d] of ``users`` (None: all), or of ``histories`` as in :meth:`recommend_for`.
 
-        The score of an item is its largest inner product with one of them (:meth:`item_vectors`).
+        d is ``dim``, and one more for each of ``share_weight`` and ``recent_weight`` that is not 0. The score of an
+        item is its largest inner product with one of them (:meth:`item_vectors`).
         """
         ranker = self._trained()
         if histories is None:
