@@ -162,6 +162,21 @@ def test_neighbours_are_chosen_on_the_valid_day(split, tasks, monkeypatch):
     assert ItemKNN.fit(split, valid).neighbours == max(recalls, key=recalls.get)
 
 
+def test_settings_are_chosen_on_a_sample_of_many_users(split, tasks, monkeypatch):
+    valid, _ = tasks
+    judges = valid.sample(5)
+    assert len(judges.users) == 5 and set(judges.users) < set(valid.users) and valid.sample(10**6) is valid
+    places = np.searchsorted(valid.users, judges.users)
+    for ours, all_lists in ((judges.targets, valid.targets), (judges.history, valid.history)):
+        assert [ours[i].tolist() for i in range(5)] == [all_lists[place].tolist() for place in places]
+    asked = []
+    rank = ItemKNN.rank
+    monkeypatch.setattr(ItemKNN, "rank", lambda model, task: asked.append(len(task.users)) or rank(model, task))
+    monkeypatch.setattr(baselines, "MOST_JUDGES", 5)
+    evaluate_baselines(split, *tasks)
+    assert set(asked[:-2]) == {5} and asked[-2:] == [len(task.users) for task in tasks]
+
+
 def test_evaluate_baselines_reports_every_line(split, tasks, recwarn, capfd):
     results = evaluate_baselines(split, *tasks)
     assert list(results) == ["item_knn", "item_knn_recent", "popularity", "recent_popularity"]

@@ -28,6 +28,7 @@ NEIGHBOURS = (50, 100, 200, 500)
 POPULARITY_WEIGHTS = (0.01, 0.03, 0.1, 0.3, 1.0)
 # Pairs of items that share a user, over all users: beyond this, all neighbours take gigabytes and minutes.
 MOST_PAIRS = 100_000_000
+MOST_JUDGES = 5000  # valid users on whom settings are chosen: nine rankings of each
 SCORE_BLOCK = 4_000_000  # scores held at a time: 32 MB in float64
 
 
@@ -112,11 +113,12 @@ class RecentItemKNN:
 
 
 def fit_baselines(split: Split, valid: EvaluationTask) -> dict[str, Baseline]:
-    """All baselines by name, fitted on the training plays, their settings chosen on ``valid``."""
-    item_knn = ItemKNN.fit(split, valid)
+    """All baselines by name, fitted on the training plays; settings are chosen on at most 5,000 users of ``valid``."""
+    judges = valid.sample(MOST_JUDGES)
+    item_knn = ItemKNN.fit(split, judges)
     return {
         "item_knn": item_knn,
-        "item_knn_recent": RecentItemKNN.fit(split, valid, item_knn),
+        "item_knn_recent": RecentItemKNN.fit(split, judges, item_knn),
         "popularity": Popularity(popularity_order(split)),
         "recent_popularity": Popularity(valid.popular),
     }

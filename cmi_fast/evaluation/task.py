@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -54,6 +54,14 @@ class EvaluationTask:
         users = np.flatnonzero(day.lengths)
         popular = popularity_order(split, split.training_end - RECENT_DAYS)
         return cls(name, users, day.select(users), before.select(users), split.catalogue, popular)
+
+    def sample(self, most: int) -> EvaluationTask:
+        """The task of at most ``most`` of the users, evenly spaced."""
+        if len(self.users) <= most:
+            return self
+        chosen = np.linspace(0, len(self.users) - 1, most).astype(np.int64)
+        users, targets, history = self.users[chosen], self.targets.select(chosen), self.history.select(chosen)
+        return replace(self, users=users, targets=targets, history=history)
 
     def with_fallback(self, ranked: NDArray[np.int64]) -> NDArray[np.int64]:
         """``ranked`` [E, n] with the lists of users without history replaced by the popular items."""
