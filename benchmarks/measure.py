@@ -143,6 +143,8 @@ class Report:
             "implementation needs, so the shares of the ceilings (multiply-adds in registers, of bfloat16 where ours",
             "computes in it, and a large copy, measured in the same run) compare variants. Memory is the peak of one",
             "run above what was there, results included.",
+            "",
+            "How long 33.9 million plays take to read: [performance-large-log.md](performance-large-log.md).",
         ]
 
     def markdown(self) -> str:

@@ -56,6 +56,7 @@ def train_rolling(
     *,
     test: bool = True,
     device: str = "cpu",
+    item_categories: Path | None = None,
     on_run: Callable[[str], None] = lambda name: None,
     progress: Progress | None = None,
 ) -> None:
@@ -67,6 +68,7 @@ def train_rolling(
 
     Args:
         test: False leaves the test day out, of models and baselines: for the search of settings.
+        item_categories: as in :func:`cmi_fast.run.train_run`; the agreement goes into each run's ``metrics.json``.
         on_run: told the name of each folder when work in it begins.
 
     Raises:
@@ -97,7 +99,15 @@ def train_rolling(
             if (run / CHECKPOINT).exists():
                 resume_run(run, progress=progress)
             else:
-                train_run(until, run, settings, device=device, evaluation=evaluation, progress=progress)
+                train_run(
+                    until,
+                    run,
+                    settings,
+                    device=device,
+                    item_categories=item_categories,
+                    evaluation=evaluation,
+                    progress=progress,
+                )
 
 
 def _check_folder(folder: Path) -> None:

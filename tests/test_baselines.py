@@ -6,11 +6,20 @@ import warnings
 import numpy as np
 import pytest
 from implicit.nearest_neighbours import CosineRecommender
+from scipy.sparse import csr_matrix
 
 from cmi_fast.data.interactions import Interactions
 from cmi_fast.data.split import Split
 from cmi_fast.evaluation import POLICY, EvaluationTask, baselines, evaluate_baselines
-from cmi_fast.evaluation.baselines import ItemKNN, Popularity, RecentItemKNN, binary_matrix, cosine_similarity
+from cmi_fast.evaluation.baselines import (
+    ItemKNN,
+    Popularity,
+    RecentItemKNN,
+    binary_matrix,
+    cosine_similarity,
+    first_of_rows,
+    sort_rows,
+)
 from cmi_fast.evaluation.task import popularity_order
 
 
@@ -113,6 +122,19 @@ def test_implicit_and_the_product_agree(split):
     few = cosine_similarity(plays, 5).toarray()
     assert ((few > 0).sum(axis=1) <= 5).all()
     np.testing.assert_allclose(-np.sort(-few, axis=1)[:, :5], -np.sort(-whole, axis=1)[:, :5], atol=1e-12)
+
+
+def test_fewer_neighbours_are_those_that_implicit_finds(split, monkeypatch):
+    plays = binary_matrix(split.train, split.num_items)
+    monkeypatch.setattr(baselines, "SORT_BLOCK", 200)
+    similarity = sort_rows(cosine_similarity(plays, 50))
+    for count in (1, 5, 50):
+        ours, expected = first_of_rows(similarity, count).toarray(), cosine_similarity(plays, count).toarray()
+        assert ((ours > 0).sum(axis=1) == (expected > 0).sum(axis=1)).all()
+        np.testing.assert_allclose(-np.sort(-ours), -np.sort(-expected), atol=1e-12)  # ties apart, the same items
+    ties = sort_rows(csr_matrix([[0.5, 0, 0.5, 1], [0, 0, 0, 0], [1, 1, 1, 1]]))
+    expected = [[0.5, 0, 0, 1], [0, 0, 0, 0], [1, 1, 0, 0]]
+    assert first_of_rows(ties, 2).toarray().tolist() == expected
 
 
 def test_item_knn_equals_what_implicit_recommends(split, tasks):

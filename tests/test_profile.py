@@ -68,7 +68,7 @@ def test_an_epoch_of_one_step_has_nothing_to_measure() -> None:
     ("options", "message"),
     [
         (["--device", "cuda"], "--profile: expected --device cpu, whose time it measures, found cuda"),
-        (["--rolling", "4:5"], "--rolling: expected no --overwrite, --profile, --tensorboard or --item-categories"),
+        (["--rolling", "4:5"], "--rolling: expected no --overwrite, --profile or --tensorboard"),
     ],
 )
 def test_what_cannot_be_profiled(

@@ -16,7 +16,8 @@ from cmi_fast import display as display_module
 from cmi_fast import ranking
 from cmi_fast.data.simulate import simulate
 from cmi_fast.display import display
-from cmi_fast.run import evaluate_run, recommend_run, resume_run, train_run
+from cmi_fast.run import resume_run, train_run
+from cmi_fast.trained_run import evaluate_run, recommend_run
 from cmi_fast.training import checkpoint as checkpoints
 from cmi_fast.training.config import Config, load_config
 from cmi_fast.training.trainer import Progress

@@ -21,8 +21,9 @@ from cmi_fast import cli
 from cmi_fast.data.simulate import simulate
 from cmi_fast.display import Display
 from cmi_fast.errors import InputError
-from cmi_fast.run import evaluate_run, resume_run, train_run
+from cmi_fast.run import resume_run, train_run
 from cmi_fast.run_folder import CHECKPOINT
+from cmi_fast.trained_run import evaluate_run
 from cmi_fast.training import checkpoint as checkpoints
 from cmi_fast.training.checkpoint import Epoch, read_checkpoint
 from cmi_fast.training.config import Config, load_config

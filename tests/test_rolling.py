@@ -97,6 +97,14 @@ def test_an_interrupted_training_goes_on(log: Path, rolled: Path, tmp_path: Path
     assert Rolling.read(tmp_path / "out").frame.equals(Rolling.read(rolled).frame)
 
 
+def test_each_run_compares_its_categories_with_known_ones(log: Path, tmp_path: Path) -> None:
+    known = tmp_path / "known.csv"
+    pl.DataFrame({"item_id": range(60), "category": [item % 3 for item in range(60)]}).write_csv(known)
+    train_rolling(Source(path=str(log)), tmp_path / "out", config(), Days(4, 4), 1, item_categories=known)
+    metrics = json.loads((tmp_path / "out" / "4-3" / "metrics.json").read_text())
+    assert 0 <= metrics["categories"]["nmi"] <= 1 and metrics["categories"]["file"] == str(known)
+
+
 def test_rolling_reads_means_over_seeds(rolled: Path) -> None:
     found = Rolling.read(rolled)
     assert (found.model, found.part) == ("cmi", "test")

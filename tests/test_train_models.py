@@ -12,7 +12,7 @@ from cmi_fast.cli import app
 from cmi_fast.data.simulate import simulate
 from cmi_fast.evaluation import CUTOFFS
 from cmi_fast.recommender import Recommender
-from cmi_fast.run import evaluate_run, recommend_run
+from cmi_fast.trained_run import evaluate_run, recommend_run
 from cmi_fast.training.config import load_config
 from cmi_fast.training.models import MODELS
 

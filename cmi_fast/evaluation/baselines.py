@@ -30,6 +30,7 @@ POPULARITY_WEIGHTS = (0.01, 0.03, 0.1, 0.3, 1.0)
 MOST_PAIRS = 100_000_000
 MOST_JUDGES = 5000  # valid users on whom settings are chosen: nine rankings of each
 SCORE_BLOCK = 4_000_000  # scores held at a time: 32 MB in float64
+SORT_BLOCK = 4_000_000  # similarities sorted at a time, about
 
 
 class Baseline(Protocol):
@@ -78,11 +79,12 @@ class ItemKNN:
         heavy replayers the say over similarities.
         """
         plays = binary_matrix(split.train, split.num_items)
-        counts: list[int | None] = list(NEIGHBOURS)
-        if (np.diff(plays.indptr).astype(np.int64) ** 2).sum() <= MOST_PAIRS:
-            counts.append(None)
-        # A generator: one similarity matrix at a time, beside the best.
-        candidates = (cls(cosine_similarity(plays, count), count) for count in counts)
+        affordable = (np.diff(plays.indptr).astype(np.int64) ** 2).sum() <= MOST_PAIRS
+        counts = [*NEIGHBOURS, None] if affordable else list(NEIGHBOURS)
+        # One product, minutes for a large log, serves all numbers of neighbours.
+        similarity = sort_rows(cosine_similarity(plays, None if affordable else max(NEIGHBOURS)))
+        # A generator: one matrix of nearest neighbours at a time, beside the best.
+        candidates = (cls(similarity if count is None else first_of_rows(similarity, count), count) for count in counts)
         # max() returns the first of equals.
         return max(candidates, key=lambda model: valid.evaluate(model.rank(valid))[f"recall@{LIST_LENGTH}"])
 
@@ -167,6 +169,27 @@ def cosine_similarity(plays: csr_matrix, neighbours: int | None) -> csr_matrix:
         warnings.simplefilter("ignore", ParameterWarning)
         model.fit(plays, show_progress=False)
     return model.similarity
+
+
+def sort_rows(matrix: csr_matrix) -> csr_matrix:
+    """The same entries, those of a row by falling value, ties by column; written over ``matrix``."""
+    rows = max(1, SORT_BLOCK * matrix.shape[0] // max(1, matrix.nnz))
+    for first in range(0, matrix.shape[0], rows):
+        ends = matrix.indptr[first : first + rows + 1]
+        block = slice(ends[0], ends[-1])
+        row = np.repeat(np.arange(len(ends) - 1), np.diff(ends))
+        order = np.lexsort((matrix.indices[block], -matrix.data[block], row))
+        matrix.indices[block], matrix.data[block] = matrix.indices[block][order], matrix.data[block][order]
+    matrix.has_sorted_indices = False
+    return matrix
+
+
+def first_of_rows(matrix: csr_matrix, count: int) -> csr_matrix:
+    """The first ``count`` entries of each row."""
+    place = np.arange(matrix.nnz) - np.repeat(matrix.indptr[:-1], np.diff(matrix.indptr))
+    kept = place < count
+    indptr = np.concatenate([[0], np.cumsum(np.minimum(np.diff(matrix.indptr), count))])
+    return csr_matrix((matrix.data[kept], matrix.indices[kept], indptr), shape=matrix.shape)
 
 
 def _rank(
