@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import pytest
 import torch
 import torch.nn.functional as F
 from bench_interest_softmax_loss import eager as eager_main_loss
 from bench_item_soft_assignment_pool import eager_sharing as eager_pool
+from bench_item_soft_assignment_pool import work as pooling_work
 from bench_nt_xent_loss import eager as eager_contrastive_loss
 from checking import needs_native
 from measure import Report, Run, call_with
@@ -109,7 +111,16 @@ def test_step(benchmark: object, report: Report, precision: str) -> None:
     )
 
 
-def pooling() -> tuple[Run, Run]:
+class Part(NamedTuple):
+    """A part of the step, ours and PyTorch's, and the work that an ideal implementation has."""
+
+    ours: Run
+    plain: Run
+    flops: float | None = None
+    traffic: float | None = None
+
+
+def pooling() -> Part:
     history, lengths, views, _, _ = make_batch()
     inputs = table(), torch.randn(INTERESTS, DIM, requires_grad=True)
     cotangent = torch.randn(len(views), BATCH, INTERESTS, DIM)
@@ -120,16 +131,18 @@ def pooling() -> tuple[Run, Run]:
     def plain(table: Tensor, categories: Tensor) -> Tensor:
         return eager_pool(history, table, categories, lengths, views)
 
-    return call_with(ours, inputs, cotangent), call_with(plain, inputs, cotangent)
+    runs = call_with(ours, inputs, cotangent), call_with(plain, inputs, cotangent)
+    return Part(*runs, **pooling_work(lengths, INTERESTS, cotangent, backward=True))
 
 
-def contrastive() -> tuple[Run, Run]:
+def contrastive() -> Part:
     pairs = torch.randn(2, BATCH * INTERESTS, DIM)
     inputs = [x.requires_grad_() for x in pairs.unbind()]
-    return tuple(call_with(loss, inputs, torch.tensor(1.0)) for loss in (nt_xent_loss, eager_contrastive_loss))
+    runs = (call_with(loss, inputs, torch.tensor(1.0)) for loss in (nt_xent_loss, eager_contrastive_loss))
+    return Part(*runs, flops=4 * (2 * BATCH * INTERESTS) ** 2 * DIM)
 
 
-def main_loss() -> tuple[Run, Run]:
+def main_loss() -> Part:
     interests = F.normalize(torch.randn(BATCH, INTERESTS, DIM), dim=-1).requires_grad_()
     candidates = F.normalize(torch.randn(2 * BATCH, DIM), dim=-1).requires_grad_()
     inputs = interests, candidates, torch.randn(BATCH, DIM, requires_grad=True), torch.arange(BATCH)
@@ -137,10 +150,11 @@ def main_loss() -> tuple[Run, Run]:
     def ours(interests: Tensor, candidates: Tensor, general: Tensor, targets: Tensor) -> Tensor:
         return interest_softmax_loss(interests, candidates, targets, general)
 
-    return tuple(call_with(loss, inputs, torch.tensor(1.0)) for loss in (ours, eager_main_loss))
+    runs = (call_with(loss, inputs, torch.tensor(1.0)) for loss in (ours, eager_main_loss))
+    return Part(*runs, flops=2 * BATCH * 2 * BATCH * DIM * (INTERESTS + 2))  # backward takes one interest a pair
 
 
-def recurrence() -> tuple[Run, Run]:
+def recurrence() -> Part:
     history, lengths, *_ = make_batch()
     gru, plain = GRU(DIM, DIM), nn.GRU(DIM, DIM, batch_first=True)
     plain.load_state_dict(gru.state_dict())
@@ -154,10 +168,11 @@ def recurrence() -> tuple[Run, Run]:
         return plain(items)[0][torch.arange(BATCH), lengths - 1]
 
     inputs = [table()]
-    return call_with(ours, inputs, cotangent), call_with(last_state, inputs, cotangent)
+    runs = call_with(ours, inputs, cotangent), call_with(last_state, inputs, cotangent)
+    return Part(*runs, flops=2 * 3 * int(lengths.sum()) * 6 * DIM * DIM)
 
 
-def adam() -> tuple[Run, Run]:
+def adam() -> Part:
     def steps(**options: bool) -> Run:
         parameter = table()
         parameter.grad = torch.ones_like(parameter)
@@ -169,7 +184,8 @@ def adam() -> tuple[Run, Run]:
 
         return run
 
-    return steps(fused=True), steps()
+    # Four tables are read, the gradient and both moments among them, and three written.
+    return Part(steps(fused=True), steps(), traffic=7 * 4 * TABLE_ROWS * DIM)
 
 
 def table() -> Tensor:
@@ -177,7 +193,8 @@ def table() -> Tensor:
 
 
 @pytest.mark.parametrize("part", [pooling, contrastive, main_loss, recurrence, adam], ids=lambda part: part.__name__)
-def test_parts(benchmark: object, report: Report, part: Callable[[], tuple[Run, Run]]) -> None:
+def test_parts(benchmark: object, report: Report, part: Callable[[], Part]) -> None:
     torch.manual_seed(0)
-    ours, plain = part()
-    report.compare(benchmark, "step", part.__name__, {"cmi_fast": ours, "PyTorch": plain}, tolerance=2e-5, rounds=8)
+    ours, plain, flops, traffic = part()
+    variants = {"cmi_fast": ours, "PyTorch": plain}
+    report.compare(benchmark, "step", part.__name__, variants, tolerance=2e-5, flops=flops, traffic=traffic, rounds=8)

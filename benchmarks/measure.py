@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from step_table import step_table
 from torch import Tensor
 
 import cmi_fast
@@ -169,7 +170,7 @@ class Report:
                 f"| {row.operator} | {row.case} | {row.variant} | {row.median_ms:.3f} ({low:.3f}-{high:.3f}) "
                 f"| {ratio} | {flops} | {traffic} | {memory} |"
             )
-        return "\n".join(lines)
+        return "\n".join([*lines, *step_table(self.rows)])
 
     def write(self, stem: Path) -> None:
         stem.parent.mkdir(parents=True, exist_ok=True)

@@ -57,6 +57,8 @@ def test_the_log_says_what_was_decided(log: Path, tmp_path: Path, monkeypatch: p
     assert "split by day: train " in written and "of days 5 to 5" in written
     for line in ("setting: lr = 0.01", "setting: epochs = 3", f"log: {log}", "model: cmi, ", "continuing in epoch 2"):
         assert line in written, line
+    stages = [line.partition("stage: ")[2] for line in written.splitlines() if "  stage: " in line]
+    assert stages == ["reading", "training", "reading", "training", "evaluating", "baselines", "report"]
     assert "training ended after epoch 3, the most allowed" in written
     assert f"the weights are those of epoch {metrics['best_epoch']}, best on valid" in written
     assert f"test recall@50 of item_knn: {metrics['baselines']['item_knn']['test']['recall@50']:.4f}" in written

@@ -65,6 +65,9 @@ class RunLog(Progress):
     def resume(self, epoch: int, step: int) -> None:
         self.say(f"continuing in epoch {epoch} after step {step}")
 
+    def phase(self, name: str) -> None:
+        self.say(f"stage: {name}")
+
     def epoch(self, epoch: Epoch, best: bool) -> None:
         told = [f"{name} {value:.4f}" for name, value in epoch.losses.items()]
         told += [f"valid {name} {value:.4f}" for name, value in epoch.valid.items() if name.startswith("recall")]
