@@ -7,7 +7,9 @@ import gc
 import json
 import os
 import platform
+import shlex
 import statistics
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -135,7 +137,7 @@ class Report:
     def introduction(self) -> list[str]:
         """What the table's reader must know: how it was measured, and against which ceilings."""
         return [
-            "Written by `pytest benchmarks/ --benchmark --benchmark-results docs/performance`, on",
+            f"Written by `{shlex.join(['pytest', *sys.argv[1:]])}`, on",
             "",
             *(f"- {key.replace('_', ' ')}: {value}" for key, value in self.machine().items() if value is not None),
             "",

@@ -192,8 +192,13 @@ def test_settings_are_chosen_on_a_sample_of_many_users(split, tasks, monkeypatch
     for ours, all_lists in ((judges.targets, valid.targets), (judges.history, valid.history)):
         assert [ours[i].tolist() for i in range(5)] == [all_lists[place].tolist() for place in places]
     asked = []
-    rank = ItemKNN.rank
-    monkeypatch.setattr(ItemKNN, "rank", lambda model, task: asked.append(len(task.users)) or rank(model, task))
+    rank = ItemKNN.rank_with
+
+    def spy(model, task, added):
+        asked.append(len(task.users))
+        return rank(model, task, added)
+
+    monkeypatch.setattr(ItemKNN, "rank_with", spy)
     monkeypatch.setattr(baselines, "MOST_JUDGES", 5)
     evaluate_baselines(split, *tasks)
     assert set(asked[:-2]) == {5} and asked[-2:] == [len(task.users) for task in tasks]
@@ -230,6 +235,16 @@ def test_item_knn_with_recent_popularity_equals_the_dense_formula(split, tasks):
     fitted = RecentItemKNN.fit(split, valid, item_knn)
     assert fitted.weight == max(recalls, key=recalls.get)
     np.testing.assert_array_equal(fitted.recent, recent / recent.max())
+
+
+def test_baselines_ranked_together_are_those_ranked_alone(split, tasks, monkeypatch):
+    models = baselines.fit_baselines(split, tasks[0])
+    monkeypatch.setattr(baselines, "SCORE_BLOCK", 7 * split.num_items)
+    together = baselines.rank_baselines(models, tasks[1])
+    assert list(together) == list(models)
+    for name, model in models.items():
+        assert (together[name] == model.rank(tasks[1])).all(), name
+    assert (together["item_knn"] != together["item_knn_recent"]).any()
 
 
 def test_users_without_history_get_recent_popularity(tasks):

@@ -6,7 +6,8 @@ All are fitted on the training days and rank under the policy of :mod:`cmi_fast.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -49,7 +50,7 @@ class Popularity:
         longest = int(task.history.lengths.max(initial=0))
         within_reach = self.order[: LIST_LENGTH + longest]
         falling = np.arange(len(within_reach), 0, -1.0)
-        return _rank(task, within_reach, lambda users: np.tile(falling, (len(users), 1)))
+        return _rank(task, within_reach, lambda users: np.tile(falling, (len(users), 1)))[0]
 
 
 @dataclass(frozen=True)
@@ -66,9 +67,14 @@ class ItemKNN:
 
     def rank(self, task: EvaluationTask) -> NDArray[np.int64]:
         """Item rows [E, 50], best first, -1 where a list has ended."""
+        return self.rank_with(task, [None])[0]
+
+    def rank_with(self, task: EvaluationTask, added: Sequence[NDArray[np.float64] | None]) -> list[NDArray[np.int64]]:
+        """As :meth:`rank`, for each of ``added`` [V], to be added to everybody's scores: these are found once."""
         history = binary_matrix(task.history, len(task.catalogue))
         similarity = self.similarity[:, task.popular]
-        return _rank(task, task.popular, lambda users: (history[users] @ similarity).toarray())
+        in_order = [None if each is None else each[task.popular] for each in added]
+        return _rank(task, task.popular, lambda users: (history[users] @ similarity).toarray(), in_order)
 
     @classmethod
     def fit(cls, split: Split, valid: EvaluationTask) -> ItemKNN:
@@ -100,18 +106,16 @@ class RecentItemKNN:
 
     def rank(self, task: EvaluationTask) -> NDArray[np.int64]:
         """Item rows [E, 50], best first, -1 where a list has ended."""
-        history = binary_matrix(task.history, len(task.catalogue))
-        similarity = self.item_knn.similarity[:, task.popular]
-        added = self.weight * self.recent[task.popular]
-        return _rank(task, task.popular, lambda users: (history[users] @ similarity).toarray() + added)
+        return self.item_knn.rank_with(task, [self.weight * self.recent])[0]
 
     @classmethod
     def fit(cls, split: Split, valid: EvaluationTask, item_knn: ItemKNN) -> RecentItemKNN:
         """The weight of best Recall@50 on ``valid``, the smaller where equal."""
         plays = recent_plays(split)
         share = plays / max(1, plays.max())
-        candidates = (cls(item_knn, share, weight) for weight in POPULARITY_WEIGHTS)
-        return max(candidates, key=lambda model: valid.evaluate(model.rank(valid))[f"recall@{LIST_LENGTH}"])
+        rankings = item_knn.rank_with(valid, [weight * share for weight in POPULARITY_WEIGHTS])
+        recalls = [valid.evaluate(ranked)[f"recall@{LIST_LENGTH}"] for ranked in rankings]
+        return cls(item_knn, share, POPULARITY_WEIGHTS[int(np.argmax(recalls))])  # the first of equals
 
 
 def fit_baselines(split: Split, valid: EvaluationTask) -> dict[str, Baseline]:
@@ -126,15 +130,30 @@ def fit_baselines(split: Split, valid: EvaluationTask) -> dict[str, Baseline]:
     }
 
 
+def rank_baselines(models: dict[str, Baseline], task: EvaluationTask) -> dict[str, NDArray[np.int64]]:
+    """What each of ``models`` ranks; those that share ItemKNN's scores are ranked together."""
+    alone = {name: model for name, model in models.items() if not isinstance(model, RecentItemKNN)}
+    ranked = {name: model.rank(task) for name, model in alone.items() if not isinstance(model, ItemKNN)}
+    for name, model in alone.items():
+        if isinstance(model, ItemKNN):
+            others = {
+                key: one for key, one in models.items() if isinstance(one, RecentItemKNN) and one.item_knn is model
+            }
+            added = [None, *(one.weight * one.recent for one in others.values())]
+            ranked |= dict(zip([name, *others], model.rank_with(task, added), strict=True))
+    return {name: ranked[name] for name in models}
+
+
 def evaluate_baselines(split: Split, valid: EvaluationTask, *others: EvaluationTask) -> dict[str, dict[str, Any]]:
     """``{"item_knn": {"valid": metrics, "test": metrics, "neighbours": K or "all"}, "item_knn_recent": {...,
     "weight": w}, "popularity": {...}, "recent_popularity": {...}}`` with the metrics of :func:`ranking_metrics` on
     ``valid`` and ``others``."""
-    results: dict[str, dict[str, Any]] = {}
-    for name, model in fit_baselines(split, valid).items():
-        results[name] = {task.name: task.evaluate(model.rank(task)) for task in (valid, *others)}
-        results[name] |= settings_of(model)
-    return results
+    models = fit_baselines(split, valid)
+    results: dict[str, dict[str, Any]] = {name: {} for name in models}
+    for task in (valid, *others):
+        for name, ranked in rank_baselines(models, task).items():
+            results[name][task.name] = task.evaluate(ranked)
+    return {name: results[name] | settings_of(model) for name, model in models.items()}
 
 
 def settings_of(model: Baseline) -> dict[str, Any]:
@@ -196,21 +215,34 @@ def _rank(
     task: EvaluationTask,
     order: NDArray[np.int64],
     score: Callable[[NDArray[np.int64]], NDArray[np.float64]],
-) -> NDArray[np.int64]:
-    """The first 50 unseen items [E, 50] by falling score, ties in ``order`` [P]; -1 where a list has ended.
+    added: Sequence[NDArray[np.float64] | None] = (None,),
+) -> list[NDArray[np.int64]]:
+    """For each of ``added`` [P] the first 50 unseen items [E, 50] by falling score, ties in ``order`` [P]; -1 where a
+    list has ended.
 
-    ``score`` gives the scores [n, P] of the items in ``order`` for users 0 <= u < E of the task.
+    ``score`` gives the scores [n, P] of the items in ``order`` for users 0 <= u < E of the task, before what is added.
+    Blocks of users are scored on all threads: scipy's products let others run.
     """
     place = np.full(len(task.catalogue), -1)
     place[order] = np.arange(len(order))
-    ranked = np.full((len(task.users), LIST_LENGTH), -1)
+    rankings = [np.full((len(task.users), LIST_LENGTH), -1) for _ in added]
     block = max(1, SCORE_BLOCK // max(1, len(order)))
-    for first in range(0, len(ranked), block):
-        users = np.arange(first, min(first + block, len(ranked)))
+    starts = range(0, len(task.users), block)
+
+    def scores_of(first: int) -> NDArray[np.float64]:
+        users = np.arange(first, min(first + block, len(task.users)))
         scores = score(users)
         seen = task.history.select(users)
         known = place[seen.items] >= 0
         scores[seen.users[known], place[seen.items[known]]] = -np.inf
-        values, columns = (found.numpy() for found in largest(torch.from_numpy(scores), LIST_LENGTH))
-        ranked[users, : columns.shape[1]] = np.where(values > -np.inf, order[columns], -1)
-    return ranked
+        return scores
+
+    threads = torch.get_num_threads()
+    with ThreadPoolExecutor(threads) as pool:
+        for some in (starts[first : first + threads] for first in range(0, len(starts), threads)):
+            for first, scores in zip(some, pool.map(scores_of, some), strict=True):
+                for ranked, more in zip(rankings, added, strict=True):
+                    sums = torch.from_numpy(scores if more is None else scores + more)
+                    values, columns = (found.numpy() for found in largest(sums, LIST_LENGTH))
+                    ranked[first : first + block, : columns.shape[1]] = np.where(values > -np.inf, order[columns], -1)
+    return rankings
