@@ -9,10 +9,8 @@ from torch import Tensor, nn
 
 from cmi_fast.functional import nt_xent_loss
 from cmi_fast.models.base import MultiInterestModel
-from cmi_fast.models.sasrec import SASRecEncoder
+from cmi_fast.models.sasrec import SASRecEncoder, group
 from cmi_fast.nn import IntentionClustering
-
-GROUP = 32  # sequences: fewer and the calls cost more than the padding
 
 
 class Losses(NamedTuple):
@@ -72,11 +70,14 @@ class DSSRec(MultiInterestModel):
     def intentions(self, history: Tensor, lengths: Tensor, offset: Tensor | None = None) -> Tensor:
         """[B, K, d]. Sequences of about one length go together: most of a batch's work would be padding."""
         order = lengths.argsort(stable=True)
-        found = []
-        for group in order.split(GROUP):
-            longest = max(1, int(lengths[group[-1]]))
-            states = self.encoder(self.item_vectors(history[group, :longest]), lengths[group])
-            found.append(self.clustering(states, lengths[group], offset=offset))
+        groups = group(lengths[order])
+        inside = torch.arange(history.shape[1], device=lengths.device) < lengths[order][:, None]
+        states = self.encoder(self.item_vectors(history[order][inside]), groups)
+        parts = states.split([len(some.filled) for some in groups])
+        found = [
+            self.clustering(some.pad(rows), some.lengths, offset=offset)
+            for some, rows in zip(groups, parts, strict=True)
+        ]
         return torch.cat(found)[order.argsort()]
 
     def forward(self, history: Tensor, lengths: Tensor) -> Tensor:
