@@ -3,24 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from measure import Row
 
 WHOLE = "float32"
 
 
-class Timed(Protocol):
-    """What is used of ``measure.Row``."""
-
-    operator: str
-    case: str
-    variant: str
-    median_ms: float
-    ratio: float
-    peak_share: float | None
-    bandwidth_share: float | None
-
-
-def step_table(rows: Sequence[Timed]) -> list[str]:
+def step_table(rows: Sequence[Row]) -> list[str]:
     """Lines of Markdown: each part of the step beside the whole, of ``rows`` that have both; else none."""
     step = {(row.case, row.variant): row for row in rows if row.operator == "step"}
     if (WHOLE, "cmi_fast") not in step:

@@ -16,7 +16,7 @@ from cmi_fast.data import Interactions
 from cmi_fast.data.files import atomic_path
 from cmi_fast.errors import InputError
 from cmi_fast.evaluation import CUTOFFS, EvaluationTask, PairedDifference, paired_bootstrap
-from cmi_fast.evaluation.baselines import fit_baselines, rank_baselines, settings_of
+from cmi_fast.evaluation.baselines import Baselines
 from cmi_fast.evaluation.users import USER_METRICS, read_user_metrics, write_user_metrics
 from cmi_fast.run import resume_run, train_run
 from cmi_fast.run_folder import CHECKPOINT
@@ -155,11 +155,11 @@ def _write_baselines(source: Source, run: Path, test: bool) -> None:
     split = interactions.split(source.split)
     valid = EvaluationTask.from_split(split, "valid")
     tasks = [valid, EvaluationTask.from_split(split, "test")] if test else [valid]
-    models = fit_baselines(split, valid)
+    models = Baselines.fit(split, valid)
     run.mkdir(parents=True, exist_ok=True)
-    lists = [(name, task, ranked) for task in tasks for name, ranked in rank_baselines(models, task).items()]
+    lists = [(name, task, ranked) for task in tasks for name, ranked in models.rank(task).items()]
     write_user_metrics(run / USER_METRICS, interactions.user_ids, lists)
-    metrics: dict[str, dict[str, Any]] = {name: settings_of(model) for name, model in models.items()}
+    metrics = models.settings
     for name, task, ranked in lists:
         metrics[name][task.name] = task.evaluate(ranked)
     with atomic_path(run / "metrics.json") as path:

@@ -217,6 +217,10 @@ def test_evaluate_baselines_reports_every_line(split, tasks, recwarn, capfd):
     assert capfd.readouterr() == ("", "")
 
 
+def rank_recent(model, task):
+    return model.item_knn.rank_with(task, [model.weight * model.recent])[0]
+
+
 def test_item_knn_with_recent_popularity_equals_the_dense_formula(split, tasks):
     valid, test = tasks
     item_knn = ItemKNN(cosine_similarity(binary_matrix(split.train, split.num_items), None), None)
@@ -226,11 +230,11 @@ def test_item_knn_with_recent_popularity_equals_the_dense_formula(split, tasks):
     recalls = {}
     for weight in baselines.POPULARITY_WEIGHTS:
         model = RecentItemKNN(item_knn, recent / recent.max(), weight)
-        ranked = model.rank(test)
+        ranked = rank_recent(model, test)
         scores = dense_item_knn(split, test) + weight * recent / recent.max()
         rows = np.arange(len(ranked))[:, None]
         np.testing.assert_allclose(scores[rows, ranked], -np.sort(-scores, axis=1)[:, :50], atol=1e-9)
-        recalls[weight] = valid.evaluate(model.rank(valid))["recall@50"]
+        recalls[weight] = valid.evaluate(rank_recent(model, valid))["recall@50"]
     assert len(set(recalls.values())) > 1
     fitted = RecentItemKNN.fit(split, valid, item_knn)
     assert fitted.weight == max(recalls, key=recalls.get)
@@ -238,12 +242,19 @@ def test_item_knn_with_recent_popularity_equals_the_dense_formula(split, tasks):
 
 
 def test_baselines_ranked_together_are_those_ranked_alone(split, tasks, monkeypatch):
-    models = baselines.fit_baselines(split, tasks[0])
+    models = baselines.Baselines.fit(split, tasks[0])
     monkeypatch.setattr(baselines, "SCORE_BLOCK", 7 * split.num_items)
-    together = baselines.rank_baselines(models, tasks[1])
-    assert list(together) == list(models)
-    for name, model in models.items():
-        assert (together[name] == model.rank(tasks[1])).all(), name
+    together = models.rank(tasks[1])
+    assert list(together) == list(models.settings)
+    recent = models.recent_item_knn
+    alone = {
+        "item_knn": recent.item_knn.rank(tasks[1]),
+        "item_knn_recent": rank_recent(recent, tasks[1]),
+        "popularity": models.popularity.rank(tasks[1]),
+        "recent_popularity": models.recent_popularity.rank(tasks[1]),
+    }
+    for name, ranked in alone.items():
+        assert (together[name] == ranked).all(), name
     assert (together["item_knn"] != together["item_knn_recent"]).any()
 
 

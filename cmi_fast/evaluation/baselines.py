@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,13 +30,8 @@ POPULARITY_WEIGHTS = (0.01, 0.03, 0.1, 0.3, 1.0)
 # Pairs of items that share a user, over all users: beyond this, all neighbours take gigabytes and minutes.
 MOST_PAIRS = 100_000_000
 MOST_JUDGES = 5000  # valid users on whom settings are chosen: nine rankings of each
-SCORE_BLOCK = 4_000_000  # scores held at a time: 32 MB in float64
+SCORE_BLOCK = 4_000_000  # scores held at a time on each thread: 32 MB in float64
 SORT_BLOCK = 4_000_000  # similarities sorted at a time, about
-
-
-class Baseline(Protocol):
-    def rank(self, task: EvaluationTask) -> NDArray[np.int64]:
-        """Item rows [E, 50], best first, -1 where a list has ended."""
 
 
 @dataclass(frozen=True)
@@ -104,10 +99,6 @@ class RecentItemKNN:
     recent: NDArray[np.float64]
     weight: float
 
-    def rank(self, task: EvaluationTask) -> NDArray[np.int64]:
-        """Item rows [E, 50], best first, -1 where a list has ended."""
-        return self.item_knn.rank_with(task, [self.weight * self.recent])[0]
-
     @classmethod
     def fit(cls, split: Split, valid: EvaluationTask, item_knn: ItemKNN) -> RecentItemKNN:
         """The weight of best Recall@50 on ``valid``, the smaller where equal."""
@@ -118,49 +109,54 @@ class RecentItemKNN:
         return cls(item_knn, share, POPULARITY_WEIGHTS[int(np.argmax(recalls))])  # the first of equals
 
 
-def fit_baselines(split: Split, valid: EvaluationTask) -> dict[str, Baseline]:
-    """All baselines by name, fitted on the training plays; settings are chosen on at most 5,000 users of ``valid``."""
-    judges = valid.sample(MOST_JUDGES)
-    item_knn = ItemKNN.fit(split, judges)
-    return {
-        "item_knn": item_knn,
-        "item_knn_recent": RecentItemKNN.fit(split, judges, item_knn),
-        "popularity": Popularity(popularity_order(split)),
-        "recent_popularity": Popularity(valid.popular),
-    }
+@dataclass(frozen=True)
+class Baselines:
+    """All of them, fitted on the training plays: ItemKNN is that of ``recent_item_knn``."""
 
+    recent_item_knn: RecentItemKNN
+    popularity: Popularity
+    recent_popularity: Popularity
 
-def rank_baselines(models: dict[str, Baseline], task: EvaluationTask) -> dict[str, NDArray[np.int64]]:
-    """What each of ``models`` ranks; those that share ItemKNN's scores are ranked together."""
-    alone = {name: model for name, model in models.items() if not isinstance(model, RecentItemKNN)}
-    ranked = {name: model.rank(task) for name, model in alone.items() if not isinstance(model, ItemKNN)}
-    for name, model in alone.items():
-        if isinstance(model, ItemKNN):
-            others = {
-                key: one for key, one in models.items() if isinstance(one, RecentItemKNN) and one.item_knn is model
-            }
-            added = [None, *(one.weight * one.recent for one in others.values())]
-            ranked |= dict(zip([name, *others], model.rank_with(task, added), strict=True))
-    return {name: ranked[name] for name in models}
+    @classmethod
+    def fit(cls, split: Split, valid: EvaluationTask) -> Baselines:
+        """Settings are chosen on at most 5,000 users of ``valid``."""
+        judges = valid.sample(MOST_JUDGES)
+        recent_item_knn = RecentItemKNN.fit(split, judges, ItemKNN.fit(split, judges))
+        return cls(recent_item_knn, Popularity(popularity_order(split)), Popularity(valid.popular))
+
+    @property
+    def settings(self) -> dict[str, dict[str, Any]]:
+        """By name, what was chosen on the valid part."""
+        of_item_knn = {"neighbours": self.recent_item_knn.item_knn.neighbours or "all"}
+        return {
+            "item_knn": of_item_knn,
+            "item_knn_recent": of_item_knn | {"weight": self.recent_item_knn.weight},
+            "popularity": {},
+            "recent_popularity": {},
+        }
+
+    def rank(self, task: EvaluationTask) -> dict[str, NDArray[np.int64]]:
+        """By name, item rows [E, 50], best first, -1 where a list has ended."""
+        recent = self.recent_item_knn
+        item_knn, item_knn_recent = recent.item_knn.rank_with(task, [None, recent.weight * recent.recent])
+        return {
+            "item_knn": item_knn,
+            "item_knn_recent": item_knn_recent,
+            "popularity": self.popularity.rank(task),
+            "recent_popularity": self.recent_popularity.rank(task),
+        }
 
 
 def evaluate_baselines(split: Split, valid: EvaluationTask, *others: EvaluationTask) -> dict[str, dict[str, Any]]:
     """``{"item_knn": {"valid": metrics, "test": metrics, "neighbours": K or "all"}, "item_knn_recent": {...,
     "weight": w}, "popularity": {...}, "recent_popularity": {...}}`` with the metrics of :func:`ranking_metrics` on
     ``valid`` and ``others``."""
-    models = fit_baselines(split, valid)
-    results: dict[str, dict[str, Any]] = {name: {} for name in models}
+    models = Baselines.fit(split, valid)
+    results: dict[str, dict[str, Any]] = {name: {} for name in models.settings}
     for task in (valid, *others):
-        for name, ranked in rank_baselines(models, task).items():
+        for name, ranked in models.rank(task).items():
             results[name][task.name] = task.evaluate(ranked)
-    return {name: results[name] | settings_of(model) for name, model in models.items()}
-
-
-def settings_of(model: Baseline) -> dict[str, Any]:
-    """What was chosen on the valid part."""
-    if isinstance(model, RecentItemKNN):
-        return {**settings_of(model.item_knn), "weight": model.weight}
-    return {"neighbours": model.neighbours or "all"} if isinstance(model, ItemKNN) else {}
+    return {name: results[name] | chosen for name, chosen in models.settings.items()}
 
 
 def binary_matrix(histories: Histories, num_items: int) -> csr_matrix:
