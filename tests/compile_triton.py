@@ -1,6 +1,7 @@
 """Compile every Triton kernel to machine code as the operators launch it, for a GPU that need not be there.
 
-``python compile_triton.py CAPABILITY DTYPE``, where Triton's interpreter is off. Prints a line of JSON for each kernel.
+``python compile_triton.py CAPABILITY DTYPE FP32_PRECISION``, where Triton's interpreter is off. Prints a line of JSON
+for each kernel.
 """
 
 from __future__ import annotations
@@ -54,12 +55,12 @@ def compile_instead(kernel: Any, grid: tuple[int, ...], *arguments: Any, **const
     print(json.dumps({"kernel": name, "stack": stack, "shared": shared, "matrix": instructions}), flush=True)
 
 
-def launch_all(dtype: torch.dtype) -> None:
+def launch_all(dtype: torch.dtype, fp32_precision: str) -> None:
     many, few = torch.zeros(8192, D, dtype=dtype), torch.zeros(4, D, dtype=dtype)
     temperature = torch.tensor(0.1)
     modes = (many, 0.1, None, "all"), (many, 0.01, None, "all"), (few, 1.0, temperature, "cross_view")
     for first, number, tensor, negatives in modes:
-        options = first, first, number, tensor, negatives, "both", tensor is None
+        options = first, first, number, tensor, negatives, "both", tensor is None, fp32_precision
         losses, log_sum = nt_xent_loss.forward(*options)
         nt_xent_loss.backward(losses, log_sum, *options, True, True, tensor is not None)
     categories, table = torch.zeros(M, D, dtype=dtype), torch.zeros(300, D, dtype=dtype)
@@ -69,7 +70,7 @@ def launch_all(dtype: torch.dtype) -> None:
         pooled = operator.forward(*inputs, *pooling)
         operator.backward(pooled, *inputs, *pooling, True, True, True)
     bias, candidate_ids = torch.zeros(300, dtype=dtype), torch.zeros(300, dtype=torch.int64)
-    softmax = few[:, None].repeat(1, M, 1), table, lengths, few, bias, None, candidate_ids, 0.1, None
+    softmax = few[:, None].repeat(1, M, 1), table, lengths, few, bias, None, candidate_ids, 0.1, None, fp32_precision
     losses, log_sum = interest_softmax_loss.forward(*softmax)
     interest_softmax_loss.backward(losses, log_sum, *softmax, *[True] * 5)
 
@@ -79,4 +80,4 @@ if __name__ == "__main__":
     for module in (rows, nt_xent_loss, soft_assignment_pool, item_soft_assignment_pool, interest_softmax_loss):
         if hasattr(module, "launch"):
             module.launch = compile_instead
-    launch_all(getattr(torch, sys.argv[2]))
+    launch_all(getattr(torch, sys.argv[2]), sys.argv[3])

@@ -77,6 +77,12 @@ def contrast(report: GpuReport, batch: int, dtype: torch.dtype, backend: str, co
         yardsticks["linear_cross_entropy (another loss)"] = call_with(
             chunked, (first, second), torch.ones((), device=report.device)
         )
+    if dtype == torch.float32:
+        yardsticks["cmi_fast, tf32"] = call_with(
+            partial(nt_xent_loss, fp32_precision="tf32", backend=backend),
+            (first, second),
+            torch.ones((), device=report.device),
+        )
     fits = 4 * (2 * pairs) ** 2 <= EAGER_BYTES
     ours = partial(nt_xent_loss, backend=backend)
     runs = variants(ours, eager, (first, second), fits=fits, compiled=compiled)

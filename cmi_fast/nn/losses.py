@@ -25,7 +25,8 @@ class NTXentLoss(nn.Module):
             moves with the module.
         memory_bank_size: 0, the only size supported.
         gather_distributed: False, the only value supported.
-        negatives, direction, normalize, reduction, backend: as in :func:`cmi_fast.functional.nt_xent_loss`.
+        negatives, direction, normalize, reduction, fp32_precision, backend: as in
+            :func:`cmi_fast.functional.nt_xent_loss`.
 
     Raises:
         ValueError: a memory bank or a gather over processes is asked for.
@@ -43,6 +44,7 @@ class NTXentLoss(nn.Module):
         direction: str = "both",
         normalize: bool = True,
         reduction: str = "mean",
+        fp32_precision: str = "ieee",
         backend: str = "auto",
     ) -> None:
         super().__init__()
@@ -55,6 +57,7 @@ class NTXentLoss(nn.Module):
         self.direction = direction
         self.normalize = normalize
         self.reduction = reduction
+        self.fp32_precision = fp32_precision
         self.backend = backend
 
     def forward(self, out0: Tensor, out1: Tensor) -> Tensor:
@@ -67,13 +70,15 @@ class NTXentLoss(nn.Module):
             direction=self.direction,
             normalize=self.normalize,
             reduction=self.reduction,
+            fp32_precision=self.fp32_precision,
             backend=self.backend,
         )
 
     def extra_repr(self) -> str:
         return (
             f"temperature={_number(self.temperature):g}, negatives={self.negatives!r}, direction={self.direction!r}, "
-            f"normalize={self.normalize}, reduction={self.reduction!r}, backend={self.backend!r}"
+            f"normalize={self.normalize}, reduction={self.reduction!r}, fp32_precision={self.fp32_precision!r}, "
+            f"backend={self.backend!r}"
         )
 
 
@@ -83,15 +88,23 @@ class InterestSoftmaxLoss(nn.Module):
     Args:
         temperature: as in :func:`cmi_fast.functional.interest_softmax_loss`; an ``nn.Parameter`` is learned, any other
             tensor moves with the module.
-        reduction, backend: as in :func:`cmi_fast.functional.interest_softmax_loss`.
+        reduction, fp32_precision, backend: as in :func:`cmi_fast.functional.interest_softmax_loss`.
     """
 
     temperature: float | Tensor
 
-    def __init__(self, temperature: float | Tensor = 0.1, *, reduction: str = "mean", backend: str = "auto") -> None:
+    def __init__(
+        self,
+        temperature: float | Tensor = 0.1,
+        *,
+        reduction: str = "mean",
+        fp32_precision: str = "ieee",
+        backend: str = "auto",
+    ) -> None:
         super().__init__()
         _set_temperature(self, temperature)
         self.reduction = reduction
+        self.fp32_precision = fp32_precision
         self.backend = backend
 
     def forward(
@@ -116,11 +129,15 @@ class InterestSoftmaxLoss(nn.Module):
             exclude=exclude,
             candidate_ids=candidate_ids,
             reduction=self.reduction,
+            fp32_precision=self.fp32_precision,
             backend=self.backend,
         )
 
     def extra_repr(self) -> str:
-        return f"temperature={_number(self.temperature):g}, reduction={self.reduction!r}, backend={self.backend!r}"
+        return (
+            f"temperature={_number(self.temperature):g}, reduction={self.reduction!r}, "
+            f"fp32_precision={self.fp32_precision!r}, backend={self.backend!r}"
+        )
 
 
 def _number(temperature: float | Tensor) -> float:

@@ -19,6 +19,7 @@ from cmi_fast.reference.rows import accumulation_type
 
 FLOATING = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 INTEGER = (torch.int64, torch.int32)
+FP32_PRECISIONS = ("ieee", "tf32")
 REDUCTIONS = ("none", "sum", "mean")
 MAX_VIEWS = 8
 _LARGEST = torch.finfo(torch.float32).max  # of a temperature: kernels may hold it in float32

@@ -10,6 +10,7 @@ from cmi_fast.ops.autocast import autocast_enabled, cast_for_autocast, without_a
 from cmi_fast.ops.backend import choose_backend, goes_straight_to_cpu
 from cmi_fast.ops.checks import (
     FLOATING,
+    FP32_PRECISIONS,
     INTEGER,
     REDUCTIONS,
     as_int64,
@@ -42,6 +43,7 @@ def interest_softmax_loss(
     exclude: Tensor | None = None,
     candidate_ids: Tensor | None = None,
     reduction: str = "mean",
+    fp32_precision: str = "ieee",
     backend: str = "auto",
 ) -> Tensor:
     r"""Cross-entropy of each user's target among shared candidates, scored by the user's best interest (Eq. 7).
@@ -64,6 +66,7 @@ def interest_softmax_loss(
         exclude: bool [B, C], True where a candidate does not count for a user; never the user's target.
         candidate_ids: [C] int, the item that each candidate is: other copies of a user's target do not count.
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.
+        fp32_precision: as in :func:`nt_xent_loss`.
         backend: ``"auto"``, ``"reference"``, ``"cpu"`` or ``"triton"``. The CPU kernel takes at most 256 interests
             and needs memory of B x C, never of B x m x C.
 
@@ -80,7 +83,7 @@ def interest_softmax_loss(
     """
     inputs = interests, candidates, targets, general, candidate_bias, exclude, candidate_ids
     usual = type(temperature) is float and LEAST_TEMPERATURE <= temperature <= 1 / LEAST_TEMPERATURE
-    if usual and goes_straight_to_cpu(backend, inputs):
+    if usual and fp32_precision == "ieee" and goes_straight_to_cpu(backend, inputs):
         try:
             return _interest_softmax_loss(*inputs, temperature, None, reduction)
         except RuntimeError:
@@ -120,6 +123,7 @@ def interest_softmax_loss(
         candidate_ids=candidate_ids,
     )
     check_choice("reduction", reduction, REDUCTIONS)
+    check_choice("fp32_precision", fp32_precision, FP32_PRECISIONS)
     number, tensor = check_temperature(temperature, interests, least=LEAST_TEMPERATURE)
     chosen = choose_backend(
         backend,
@@ -142,7 +146,7 @@ def interest_softmax_loss(
     candidate_ids = None if candidate_ids is None else as_int64(candidate_ids)
     inputs = interests, candidates, targets, general, candidate_bias, exclude, candidate_ids
     if chosen == "triton":
-        return _triton_interest_softmax_loss(*inputs, number, tensor, reduction=reduction)
+        return _triton_interest_softmax_loss(*inputs, number, tensor, fp32_precision, reduction=reduction)
     return _interest_softmax_loss(*inputs, number, tensor, reduction)
 
 
@@ -188,7 +192,7 @@ def _triton_fake(interests: Tensor, *others: object) -> tuple[Tensor, Tensor]:
 _triton_interest_softmax_loss = register_triton_operator(
     "interest_softmax_loss",
     "Tensor interests, Tensor candidates, Tensor targets, Tensor? general, Tensor? candidate_bias, Tensor? exclude, "
-    "Tensor? candidate_ids, float temperature, Tensor? temperature_tensor",
+    "Tensor? candidate_ids, float temperature, Tensor? temperature_tensor, str fp32_precision",
     outputs=2,
     differentiable=(0, 1, 3, 4, 8),
     fake=_triton_fake,

@@ -9,6 +9,7 @@ from cmi_fast.ops.autocast import cast_for_autocast, without_autocast
 from cmi_fast.ops.backend import choose_backend, goes_straight_to_cpu
 from cmi_fast.ops.checks import (
     FLOATING,
+    FP32_PRECISIONS,
     REDUCTIONS,
     check_choice,
     check_not_empty,
@@ -35,6 +36,7 @@ def nt_xent_loss(
     direction: str = "both",
     normalize: bool = True,
     reduction: str = "mean",
+    fp32_precision: str = "ieee",
     backend: str = "auto",
 ) -> Tensor:
     r"""Tell each row's other view from all other rows: normalised temperature-scaled cross-entropy (Eq. 6).
@@ -64,6 +66,8 @@ def nt_xent_loss(
             negatives of an anchor are the same either way.
         normalize: scale rows to unit length; ``False`` takes plain dot products (DSSRec).
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.
+        fp32_precision: of matrix products of float32 in the Triton kernels: ``"ieee"``, or ``"tf32"``, which rounds
+            factors to 11 significant bits for a GPU's tensor cores. Other backends compute IEEE products either way.
         backend: ``"auto"``, ``"reference"``, ``"cpu"``, ``"triton"`` or ``"cuda"`` (never run on a GPU yet, and never
             taken by ``"auto"``). The kernels need memory of the size of the rows, never of N x N.
 
@@ -80,6 +84,7 @@ def nt_xent_loss(
     usual = type(temperature) is float and LEAST_TEMPERATURE <= temperature <= 1 and reduction in REDUCTIONS
     if (
         usual
+        and fp32_precision == "ieee"
         and goes_straight_to_cpu(backend, (first, second))
         and first.shape == second.shape
         and first.ndim in (2, 3)
@@ -98,14 +103,17 @@ def nt_xent_loss(
     check_choice("negatives", negatives, NEGATIVES)
     check_choice("direction", direction, DIRECTIONS)
     check_choice("reduction", reduction, REDUCTIONS)
+    check_choice("fp32_precision", fp32_precision, FP32_PRECISIONS)
     number, tensor = check_temperature(temperature, first, least=LEAST_TEMPERATURE)
     chosen = choose_backend(backend, "nt_xent_loss", first, cpu=FLOATING)
     if chosen == "reference":
         with without_autocast(first.device):
             temperature = number if tensor is None else tensor
             return reference.nt_xent_loss(first, second, temperature, *options, reduction)
-    operator = _triton_nt_xent_loss if chosen == "triton" else _nt_xent_loss
-    return operator(first.flatten(0, -2), second.flatten(0, -2), number, tensor, *options, reduction=reduction)
+    inputs = first.flatten(0, -2), second.flatten(0, -2), number, tensor, *options
+    if chosen == "triton":
+        return _triton_nt_xent_loss(*inputs, fp32_precision, reduction=reduction)
+    return _nt_xent_loss(*inputs, reduction=reduction)
 
 
 def _fake(
@@ -116,6 +124,7 @@ def _fake(
     negatives: str,
     direction: str,
     normalize: bool,
+    fp32_precision: str = "ieee",
 ) -> tuple[Tensor, Tensor]:
     pairs, dtype = first.shape[0], accumulation_type(first.dtype)
     anchors = 2 * pairs if direction == "both" else pairs
@@ -128,7 +137,7 @@ if _native.available:
 _triton_nt_xent_loss = register_triton_operator(
     "nt_xent_loss",
     "Tensor first, Tensor second, float temperature, Tensor? temperature_tensor, str negatives, str direction, "
-    "bool normalize",
+    "bool normalize, str fp32_precision",
     outputs=2,
     differentiable=(0, 1, 3),
     fake=_fake,

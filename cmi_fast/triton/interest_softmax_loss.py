@@ -32,10 +32,20 @@ def forward(
     candidate_ids: Tensor | None,
     temperature: float,
     temperature_tensor: Tensor | None,
+    fp32_precision: str,
 ) -> tuple[Tensor, Tensor]:
     """Losses [B], and the log-sum-exp over the candidates that count beside the target [B]."""
     x, tiles = _prepare(
-        interests, candidates, targets, general, candidate_bias, exclude, candidate_ids, temperature, temperature_tensor
+        interests,
+        candidates,
+        targets,
+        general,
+        candidate_bias,
+        exclude,
+        candidate_ids,
+        temperature,
+        temperature_tensor,
+        fp32_precision,
     )
     losses = interests.new_empty(x.users, dtype=x.temperature.dtype)
     log_sum = torch.empty_like(losses)
@@ -59,6 +69,7 @@ def backward(
     candidate_ids: Tensor | None,
     temperature: float,
     temperature_tensor: Tensor | None,
+    fp32_precision: str,
     interests_grad: bool,
     candidates_grad: bool,
     general_grad: bool,
@@ -66,7 +77,16 @@ def backward(
     temperature_grad: bool,
 ) -> tuple[Tensor, ...]:
     x, tiles = _prepare(
-        interests, candidates, targets, general, candidate_bias, exclude, candidate_ids, temperature, temperature_tensor
+        interests,
+        candidates,
+        targets,
+        general,
+        candidate_bias,
+        exclude,
+        candidate_ids,
+        temperature,
+        temperature_tensor,
+        fp32_precision,
     )
     losses_grad, unscale = half_range(losses_grad, interests.dtype)
     weight = torch.empty_like(log_sum)
@@ -112,6 +132,7 @@ def _prepare(
     candidate_ids: Tensor | None,
     temperature: float,
     temperature_tensor: Tensor | None,
+    fp32_precision: str,
 ) -> tuple[Inputs, list[tuple[Tile]]]:
     """Inputs; tiles, the rule's first."""
     users, m, d = interests.shape
@@ -130,7 +151,9 @@ def _prepare(
         len(candidates),
     )
     sizes = (rows, max(16, columns // 2)), *TILES_TO_TRY[interests.dtype.itemsize]
-    return inputs, [(Tile(m, d, max(1, rows // padded), padded, columns, chunk),) for rows, columns in sizes]
+    return inputs, [
+        (Tile(fp32_precision, m, d, max(1, rows // padded), padded, columns, chunk),) for rows, columns in sizes
+    ]
 
 
 def _kind(x: Inputs, tiles: list[tuple[Tile]]) -> tuple[object, ...]:

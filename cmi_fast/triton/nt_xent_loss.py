@@ -40,9 +40,10 @@ def forward(
     negatives: str,
     direction: str,
     normalize: bool,
+    fp32_precision: str,
 ) -> tuple[Tensor, Tensor]:
     """Losses [2N] or [N] of the anchors, and the log-sum-exp over their negatives [2N], infinite for other rows."""
-    x, tiles = _prepare(first, second, temperature, temperature_tensor, negatives, normalize)
+    x, tiles = _prepare(first, second, temperature, temperature_tensor, negatives, normalize, fp32_precision)
     anchor_views = 2 if direction == "both" else 1
     losses = x.inverse.new_empty(anchor_views * x.pairs)
     log_sum = x.inverse.new_full((2 * x.pairs,), torch.inf)
@@ -65,11 +66,12 @@ def backward(
     negatives: str,
     direction: str,
     normalize: bool,
+    fp32_precision: str,
     first_grad: bool,
     second_grad: bool,
     temperature_grad: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    x, tiles = _prepare(first, second, temperature, temperature_tensor, negatives, normalize)
+    x, tiles = _prepare(first, second, temperature, temperature_tensor, negatives, normalize, fp32_precision)
     losses_grad, unscale = half_range(losses_grad, first.dtype)
     weight = torch.zeros_like(log_sum)
     tile, _ = tiles[0]
@@ -106,12 +108,13 @@ def _prepare(
     temperature_tensor: Tensor | None,
     negatives: str,
     normalize: bool,
+    fp32_precision: str,
 ) -> tuple[Inputs, list[tuple[Tile, int]]]:
     """Inputs; tiles and their numbers of warps, the rule's first."""
     pairs, d = first.shape
     shared_shift = normalize and temperature_tensor is None and temperature >= SHARED_SHIFT_FROM
     tiles = [
-        (Tile(negatives == "cross_view", shared_shift, d, *sizes), warps)
+        (Tile(fp32_precision, negatives == "cross_view", shared_shift, d, *sizes), warps)
         for sizes, warps in _tiles_and_warps(2 * pairs, d, first.dtype)
     ]
     pointer = as_pointer(temperature, temperature_tensor, first)
@@ -140,4 +143,4 @@ def _tiles_and_warps(rows: int, d: int, dtype: torch.dtype) -> list[tuple[tuple[
 def _kind(x: Inputs, tiles: list[tuple[Tile, int]]) -> tuple[object, ...]:
     """What the fastest tile depends on, for autotuning."""
     tile, _ = tiles[0]
-    return x.panel.dtype, x.panel.device, triton.next_power_of_2(x.pairs), tile.CROSS_VIEW, tile.SHARED_SHIFT, tile.D
+    return x.panel.dtype, x.panel.device, triton.next_power_of_2(x.pairs), *tile[:4]

@@ -40,8 +40,9 @@ class Inputs(NamedTuple):
 
 
 class Tile(NamedTuple):
-    """Sizes that kernels are compiled for: m, d, and users, interests, candidates, dimensions of a tile."""
+    """What kernels are compiled for: m, d, and users, interests, candidates, dimensions of a tile."""
 
+    FP32_PRECISION: str
     M: int
     D: int
     USERS: int
@@ -90,9 +91,11 @@ def _logits(x, user, candidate, temperature, TILE: tl.constexpr):
         vectors = tl.trans(
             load_chunk(x.candidates, candidate, candidate < x.candidate_count, start, TILE.D, TILE.CHUNK)
         )
-        products = product(load_chunk(x.interests, row, row_exists, start, TILE.D, TILE.CHUNK), vectors, products)
+        rows = load_chunk(x.interests, row, row_exists, start, TILE.D, TILE.CHUNK)
+        products = product(rows, vectors, products, TILE.FP32_PRECISION)
         if x.general is not None:
-            logits = product(load_chunk(x.general, user, user < x.users, start, TILE.D, TILE.CHUNK), vectors, logits)
+            general = load_chunk(x.general, user, user < x.users, start, TILE.D, TILE.CHUNK)
+            logits = product(general, vectors, logits, TILE.FP32_PRECISION)
     best, first = _best(tl.reshape(products, [TILE.USERS, TILE.INTERESTS, TILE.CANDIDATES]), TILE)
     logits += best / temperature
     if x.candidate_bias is not None:
@@ -217,7 +220,7 @@ def user_gradient_kernel(
         logit_grads = _logit_gradients(x, logits, counts, log_sum, weights, user)
         along += tl.sum(tl.where(counts, logit_grads * best, 0.0), 1)
         vectors = load_chunk(x.candidates, candidate, candidate < x.candidate_count, chunk, TILE.D, TILE.CHUNK)
-        grad = product_in_two(_of_best(logit_grads, first, TILE), vectors, grad)
+        grad = product_in_two(_of_best(logit_grads, first, TILE), vectors, grad, TILE.FP32_PRECISION)
     _, best, first = _target_logits(x, user, target, temperature, TILE)
     known = inside & (target >= 0) & (target < x.candidate_count)
     vectors = load_chunk(x.candidates, target, known, chunk, TILE.D, TILE.CHUNK).to(temperature.dtype)
@@ -266,10 +269,10 @@ def candidate_gradient_kernel(
             grads = tl.trans(_of_best(logit_grads, first, TILE))
             row, row_exists = _rows_of(x, user, TILE)
             rows = load_chunk(x.interests, row, row_exists, chunk, TILE.D, TILE.CHUNK)
-            grad = product_in_two(grads / temperature, rows, grad)
+            grad = product_in_two(grads / temperature, rows, grad, TILE.FP32_PRECISION)
             if x.general is not None:
                 general = load_chunk(x.general, user, user < x.users, chunk, TILE.D, TILE.CHUNK)
-                grad = product_in_two(grads, _spread(general, TILE), grad)
+                grad = product_in_two(grads, _spread(general, TILE), grad, TILE.FP32_PRECISION)
     if candidates_grad is not None:
         store_chunk(candidates_grad, candidate, inside, chunk, grad * factor, TILE.D, TILE.CHUNK)
     if bias_grad is not None:

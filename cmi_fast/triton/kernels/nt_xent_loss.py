@@ -37,6 +37,7 @@ class Inputs(NamedTuple):
 class Tile(NamedTuple):
     """What kernels are compiled for: the mode, d, and anchors, columns, dimensions of a tile."""
 
+    FP32_PRECISION: str
     CROSS_VIEW: bool
     SHARED_SHIFT: bool
     D: int
@@ -90,11 +91,11 @@ def _column_range(x, view, TILE: tl.constexpr):
 def _scores(x, anchor, anchor_inside, anchors, column, column_inside, columns, TILE: tl.constexpr):
     """Products of panel rows, [ANCHORS, COLUMNS]; ``anchors`` and ``columns`` are their first chunks, already read."""
     scores = tl.full([TILE.ANCHORS, TILE.COLUMNS], 0.0, x.inverse.dtype.element_ty)
-    scores = product(anchors, tl.trans(columns), scores)
+    scores = product(anchors, tl.trans(columns), scores, TILE.FP32_PRECISION)
     for start in tl.range(TILE.CHUNK, TILE.D, TILE.CHUNK, num_stages=1):
         more_anchors = load_chunk(x.panel, anchor, anchor_inside, start, TILE.D, TILE.CHUNK)
         more_columns = load_chunk(x.panel, column, column_inside, start, TILE.D, TILE.CHUNK)
-        scores = product(more_anchors, tl.trans(more_columns), scores)
+        scores = product(more_anchors, tl.trans(more_columns), scores, TILE.FP32_PRECISION)
     return scores
 
 
@@ -222,9 +223,9 @@ def gradient_kernel(
         if TILE.D > TILE.CHUNK:
             columns = load_chunk(x.panel, column, column_inside, chunk, TILE.D, TILE.CHUNK)
         if TILE.SHARED_SHIFT:
-            grad = product(rounded(g, columns.dtype), columns, grad)
+            grad = product(rounded(g, columns.dtype), columns, grad, TILE.FP32_PRECISION)
         else:  # few terms may dominate the sum, whose rounding to half would then not average out
-            grad = product_in_two(g, columns, grad)
+            grad = product_in_two(g, columns, grad, TILE.FP32_PRECISION)
     share = row_weight + tl.load(weight + positive, mask=inside, other=0.0)
     share *= tl.load(x.inverse + positive, mask=inside, other=0.0)
     grad -= share[:, None] * load_chunk(x.panel, positive, inside, chunk, TILE.D, TILE.CHUNK).to(temperature.dtype)

@@ -16,11 +16,11 @@ INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 
 
 @triton.jit
-def product(left, right, sums):
-    """``sums + left @ right`` with exact products, summed in the type of ``sums``."""
+def product(left, right, sums, FP32_PRECISION: tl.constexpr = "ieee"):
+    """``sums + left @ right``, summed in the type of ``sums``; products are exact, or of float32 rounded to "tf32"."""
     if INTERPRETED:
         left, right = left.to(sums.dtype), right.to(sums.dtype)
-    return tl.dot(left, right, sums, input_precision="ieee", out_dtype=sums.dtype)
+    return tl.dot(left, right, sums, input_precision=FP32_PRECISION, out_dtype=sums.dtype)
 
 
 @triton.jit
@@ -50,12 +50,12 @@ def store_chunk(rows_pointer, row, inside, start, values, D: tl.constexpr, CHUNK
 
 
 @triton.jit
-def product_in_two(left, right, sums):
+def product_in_two(left, right, sums, FP32_PRECISION: tl.constexpr = "ieee"):
     """``sums + left @ right`` for wide ``left``, which goes in as a high and a low half where ``right`` is half."""
     high = rounded(left, right.dtype)
-    sums = product(high, right, sums)
+    sums = product(high, right, sums, FP32_PRECISION)
     if right.dtype != left.dtype:
-        sums = product(rounded(left - high.to(left.dtype), right.dtype), right, sums)
+        sums = product(rounded(left - high.to(left.dtype), right.dtype), right, sums, FP32_PRECISION)
     return sums
 
 
