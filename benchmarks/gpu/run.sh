@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # On a machine with an NVIDIA GPU and a CUDA build of torch: builds, runs the operators' tests on CUDA, the benchmarks,
-# then the whole test suite on the CPU, and the CUDA kernels' tests under compute-sanitizer. Leaves benchmarks/results/gpu.json and gpu.md. Arguments go to the
-# benchmarks; --rehearse runs the same lines where no GPU is, on the installed package, and only collects the tests.
+# then the whole test suite on the CPU, and the CUDA kernels' tests under compute-sanitizer. Leaves
+# benchmarks/results/gpu.json and gpu.md. Arguments go to the benchmarks; --rehearse runs the same lines where no GPU
+# is, on the installed package, and only collects the tests.
 #
 # PYTHON names the Python that has torch. What the package and its tests need besides is taken from there too, or
 # fetched; where nothing can be fetched, PIP_NO_INDEX=1 and PIP_FIND_LINKS name a folder of wheels.
@@ -35,7 +36,8 @@ PYTHONPATH="benchmarks${PYTHONPATH:+:$PYTHONPATH}" "$python" benchmarks/gpu/gpu_
 
 "$python" -m pytest -q "${collect[@]}"
 
-# The CUDA C++ kernels alone: what torch's own read is not ours to judge. Freed memory is not kept, lest errors hide in it.
+# The CUDA C++ kernels alone: what torch's own read is not ours to judge. Freed memory is not kept, lest errors hide
+# in it.
 sanitizer=$(command -v compute-sanitizer || echo /usr/local/cuda/bin/compute-sanitizer)
 if [ ! "$rehearse" ] && [ -x "$sanitizer" ] && [ -e cmi_fast/libcmi_fast_cuda.so ]; then
   for tool in memcheck racecheck initcheck; do
