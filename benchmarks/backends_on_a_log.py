@@ -98,13 +98,14 @@ def main(path: Path, page: Path) -> None:
         recalls = " | ".join(f"{recall:.4f}" for recall in run.recalls[:EPOCHS])
         return f"| {name} | {recalls} | {1e3 * run.step:.0f} |"
 
+    settings = ", ".join(f"{key}={value}" for key, value in SETTINGS.items())
     heads = " | ".join(f"Recall@50 after {(i + 1) * SETTINGS['steps_per_epoch']} steps" for i in range(EPOCHS))
     lines = [
         "# CMI on the fused operators and on the reference",
         "",
         f"Written by `python benchmarks/backends_on_a_log.py {path.name} {page}`",
         f"on {datetime.date.today()}, {os.cpu_count()} processors, FMA peak {fma_peak():.0f} GFLOP/s.",
-        f"Default settings but {', '.join(f'{key}={value}' for key, value in SETTINGS.items())}; Recall@50 of the valid day.",
+        f"Default settings but {settings}; Recall@50 of the valid day.",
         "",
         f"| | {heads} | median ms a step |",
         f"|---|{'---|' * (EPOCHS + 1)}",
