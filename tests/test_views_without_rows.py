@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from checking import BACKENDS, with_gradients
+from checking import WITH_CUDA, with_gradients
 from torch import Tensor
 
 from cmi_fast.functional import item_soft_assignment_pool, soft_assignment_pool
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", WITH_CUDA)
 @pytest.mark.parametrize("view_count", [1, 3, 8])
 @pytest.mark.parametrize(
     ("shape", "offsets"),

@@ -50,7 +50,7 @@ def variants(
 def add_cuda(runs: dict[str, Run], ours: Callable[..., Tensor], inputs: Sequence[Tensor]) -> None:
     """The same in CUDA C++ beside Triton's, where it is built."""
     if _native.cuda_obstacle is None:
-        runs["cmi_fast, CUDA C++"] = call_with(ours, inputs, torch.ones((), device=inputs[0].device))
+        runs["cmi_fast, CUDA C++"] = call_with(ours, inputs, torch.ones_like(ours(*inputs)))
 
 
 def leaf(*shape: int, device: torch.device, dtype: torch.dtype) -> Tensor:
@@ -155,7 +155,6 @@ def pooling(report: GpuReport, batch: int, dtype: torch.dtype, backend: str, com
     rows, size = int(lengths.sum()), dtype.itemsize
     # Rows, interests and cotangents once each way; the gradient of padded items, or of the table, written whole.
     shared = 2 * rows * d * size + 2 * batch * m * d * size
-    options = {"lengths": lengths, "backend": backend}
 
     def eager_items(items: Tensor, categories: Tensor) -> Tensor:
         return pool(F.normalize(items, dim=-1), categories, member[None])[0]
@@ -163,23 +162,21 @@ def pooling(report: GpuReport, batch: int, dtype: torch.dtype, backend: str, com
     def eager_ids(table: Tensor, categories: Tensor) -> Tensor:
         return pool(F.normalize(F.embedding(ids, table), dim=-1), categories, member & views)
 
-    def ours_ids(table: Tensor, categories: Tensor) -> Tensor:
-        return item_soft_assignment_pool(ids, table, categories, views=views, **options)
-
     case = f"|B|={batch} {str(dtype)[6:]}"
-    ours = partial(soft_assignment_pool, **options)
-    for operator, runs, traffic in (
-        (
-            "soft_assignment_pool",
-            variants(ours, eager_items, (items, categories), fits=True, compiled=compiled),
-            shared + items.nbytes,
-        ),
+    ours_items = partial(soft_assignment_pool, lengths=lengths)
+    ours_ids = partial(item_soft_assignment_pool, ids, lengths=lengths, views=views)
+    for operator, ours, eager, inputs, traffic in (
+        ("soft_assignment_pool", ours_items, eager_items, (items, categories), shared + items.nbytes),
         (
             "item_soft_assignment_pool, 3 views",
-            variants(ours_ids, eager_ids, (table, categories), fits=True, compiled=compiled),
+            ours_ids,
+            eager_ids,
+            (table, categories),
             shared + 4 * batch * m * d * size + table.nbytes,
         ),
     ):
+        runs = variants(partial(ours, backend=backend), eager, inputs, fits=True, compiled=compiled)
+        add_cuda(runs, partial(ours, backend="cuda"), inputs)
         report.compare_here(operator, case, runs, tolerance=TOLERANCES[dtype], traffic=traffic)
 
 

@@ -11,11 +11,17 @@ from cmi_fast import _native, triton
 from cmi_fast.ops.checks import inside_transform
 
 BACKENDS = ("auto", "reference", "cpu", "triton", "cuda")
-WITH_CUDA_KERNELS = ("nt_xent_loss",)
+WITH_CUDA_KERNELS = ("item_soft_assignment_pool", "nt_xent_loss", "soft_assignment_pool")
 
 
 def choose_backend(
-    backend: str, operator: str, tensor: Tensor, *, cpu: Sequence[torch.dtype] = (), unsupported: str | None = None
+    backend: str,
+    operator: str,
+    tensor: Tensor,
+    *,
+    cpu: Sequence[torch.dtype] = (),
+    unsupported: str | None = None,
+    unsupported_cuda: str | None = None,
 ) -> str:
     """The implementation to call: "reference", "cpu", "triton" or "cuda".
 
@@ -25,7 +31,8 @@ def choose_backend(
         operator: public name, for the message.
         tensor: an argument whose device and dtype decide.
         cpu: dtypes of the compiled CPU kernel; empty where there is none.
-        unsupported: what in this call the compiled kernel cannot do, or None.
+        unsupported: what in this call the compiled CPU kernel cannot do, or None.
+        unsupported_cuda: the same of the CUDA kernel.
 
     Raises:
         ValueError: the name is unknown, an explicit backend cannot run this call, or the environment asks for an ISA
@@ -42,7 +49,7 @@ def choose_backend(
     if not has.get(backend, True):
         raise ValueError(f"backend: {operator} has no {backend!r} kernel in this version; use 'auto' or 'reference'")
     if backend == "cuda":
-        return _choose_cuda(operator, tensor)
+        return _choose_cuda(operator, tensor, unsupported_cuda)
     if backend == "triton" or (backend == "auto" and has_triton and tensor.is_cuda and triton.is_automatic()):
         return _choose_triton(backend, operator, tensor)
     obstacle = unsupported
@@ -82,12 +89,14 @@ def automatic_backends(operator: str) -> tuple[str, str]:
     return "cpu" if has_cpu else "reference", "triton" if has_triton else "reference"
 
 
-def _choose_cuda(operator: str, tensor: Tensor) -> str:
+def _choose_cuda(operator: str, tensor: Tensor, unsupported: str | None) -> str:
     obstacle = _native.cuda_obstacle
     if obstacle is None and not tensor.is_cuda:
         obstacle = f"the tensors are on {tensor.device}"
     if obstacle is None and tensor.dtype == torch.float64:
         obstacle = "it has no kernel for torch.float64"
+    if obstacle is None:
+        obstacle = unsupported
     if obstacle is None and inside_transform():
         obstacle = "it has no rule for torch.func's transforms and forward-mode differentiation"
     if obstacle is None:

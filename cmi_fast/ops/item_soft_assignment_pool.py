@@ -25,6 +25,7 @@ from cmi_fast.ops.checks import (
     values_can_be_read,
 )
 from cmi_fast.ops.register_operator import register_operator
+from cmi_fast.ops.soft_assignment_pool import too_many_for_cuda
 from cmi_fast.triton.registration import register_triton_operator
 
 
@@ -59,7 +60,8 @@ def item_soft_assignment_pool(
         views: bool [V, B, L] or [V, T], V <= 8: sub-sequences to pool beside each other, by membership (ANDed with the
             lengths). The assignment does not depend on the view and is computed once.
         sparse_grad: the table's gradient as a sparse COO tensor that holds the rows read, and no other. Eager only.
-        backend: ``"auto"``, ``"reference"``, ``"cpu"`` or ``"triton"``.
+        backend: ``"auto"``, ``"reference"``, ``"cpu"``, ``"triton"`` or ``"cuda"`` (at most 64 categories; never run on
+            a GPU yet, and never taken by ``"auto"``).
 
     Returns:
         Interests [B, m, d], or [V, B, m, d] with ``views``; the dtype of ``table``, under autocast the autocast type.
@@ -94,6 +96,7 @@ def item_soft_assignment_pool(
         table,
         cpu=FLOATING,
         unsupported="it has no kernel for float64 beside another dtype" if mixed else None,
+        unsupported_cuda=too_many_for_cuda(categories),
     )
     can_check = values_can_be_read(ids)
     if can_check and (chosen != "cpu" or sparse_grad):

@@ -20,6 +20,8 @@ from cmi_fast.ops.checks import (
 from cmi_fast.ops.register_operator import register_operator
 from cmi_fast.triton.registration import register_triton_operator
 
+MOST_CATEGORIES_ON_CUDA = 64
+
 
 def soft_assignment_pool(
     items: Tensor,
@@ -48,7 +50,8 @@ def soft_assignment_pool(
         temperature: positive; a 0-d tensor gets its gradient.
         views: bool [V, B, L] or [V, T], V <= 8: sub-sequences to pool beside each other, by membership (ANDed with the
             lengths). The assignment does not depend on the view and is computed once.
-        backend: ``"auto"``, ``"reference"``, ``"cpu"`` or ``"triton"``.
+        backend: ``"auto"``, ``"reference"``, ``"cpu"``, ``"triton"`` or ``"cuda"`` (at most 64 categories; never run on
+            a GPU yet, and never taken by ``"auto"``).
 
     Returns:
         Interests [B, m, d], or [V, B, m, d] with ``views``; the dtype of ``items``. An empty sequence gives zeros. A
@@ -71,7 +74,9 @@ def soft_assignment_pool(
     check_sequences("items", items, lengths, offsets)
     check_views(views, items.shape[:-1])
     number, tensor = check_temperature(temperature, items)
-    chosen = choose_backend(backend, "soft_assignment_pool", items, cpu=FLOATING)
+    chosen = choose_backend(
+        backend, "soft_assignment_pool", items, cpu=FLOATING, unsupported_cuda=too_many_for_cuda(categories)
+    )
     if chosen == "reference":
         with without_autocast(items.device):
             temperature = number if tensor is None else tensor
@@ -80,6 +85,14 @@ def soft_assignment_pool(
     offsets = None if offsets is None else as_int64(offsets)
     operator = _triton_soft_assignment_pool if chosen == "triton" else _soft_assignment_pool
     return operator(items, categories, lengths, offsets, views, number, tensor)
+
+
+def too_many_for_cuda(categories: Tensor) -> str | None:
+    """What keeps the CUDA kernels, which hold an item's scores in shared memory, from these categories, or None."""
+    found = categories.shape[0]
+    if found <= MOST_CATEGORIES_ON_CUDA:
+        return None
+    return f"it takes at most {MOST_CATEGORIES_ON_CUDA} categories, found {found}"
 
 
 def _fake(

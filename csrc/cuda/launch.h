@@ -9,7 +9,7 @@
 
 #include <optional>
 
-#include "cuda/kernels/tile.h"
+#include "cuda/machine.h"
 #include "tensors.h"
 
 namespace cmi_fast::cuda {
@@ -44,7 +44,7 @@ __global__ void __launch_bounds__(THREADS) run(const Kernel kernel) {
   kernel(here(), shared);
 }
 
-// Starts kernels one after another on the current stream of a tensor's device.
+// Starts kernels one after another on the current stream of a tensor's device. An empty grid has nothing to do.
 class Launch {
  public:
   explicit Launch(const Tensor& tensor) {
@@ -55,6 +55,7 @@ class Launch {
 
   template <class Kernel>
   void operator()(Grid grid, const Kernel& kernel) const {
+    if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
     run<<<dim3(grid.x, grid.y, grid.z), THREADS, 0, stream_>>>(kernel);
     STD_CUDA_KERNEL_LAUNCH_CHECK();
   }

@@ -18,7 +18,8 @@
 
 namespace cmi_fast::cuda {
 
-constexpr int LANES = 32;  // of a warp
+constexpr int LANES = 32;                          // of a warp
+constexpr int WARPS = 4, THREADS = WARPS * LANES;  // of a block
 
 // Numbers of blocks.
 struct Grid {

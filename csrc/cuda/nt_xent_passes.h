@@ -72,7 +72,6 @@ struct NtXentPasses {
   }
 
  private:
-  static Grid warps(int64_t rows) { return {int((rows + WARPS - 1) / WARPS)}; }
   int tiles_of_a_view() const { return (pairs + TILE - 1) / TILE; }
 
   template <class Launch>

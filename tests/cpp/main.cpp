@@ -28,6 +28,8 @@ void test_soft_assignment_pool();
 void test_threads();
 void test_top_k();
 void test_cuda_nt_xent_loss();
+void test_cuda_soft_assignment_pool();
+void test_cuda_table_gradient();
 
 }  // namespace cmi_fast::testing
 
@@ -46,7 +48,9 @@ int main(int count, char** arguments) {
                 {"soft_assignment_pool", test_soft_assignment_pool},
                 {"threads", test_threads},
                 {"top_k", test_top_k},
-                {"cuda_nt_xent_loss", test_cuda_nt_xent_loss}};
+                {"cuda_nt_xent_loss", test_cuda_nt_xent_loss},
+                {"cuda_soft_assignment_pool", test_cuda_soft_assignment_pool},
+                {"cuda_table_gradient", test_cuda_table_gradient}};
   for (const auto& suite : suites) {
     if (count > 1 && std::strcmp(arguments[1], suite.name) != 0) continue;
     const int64_t before = checks;

@@ -1,24 +1,10 @@
 // The CUDA kernels of nt_xent_loss, run by the emulator, against Eq. 6; and which tiles its blocks take.
 #include "cuda/nt_xent_passes.h"
+#include "emulated.h"
 #include "nt_xent.h"
 
 namespace cmi_fast::testing {
 namespace {
-
-// Runs a kernel on this CPU thread, shared memory an allocation of its exact size, full of NaN.
-struct Emulated {
-  bool descending;
-
-  template <class Kernel>
-  void operator()(cuda::Grid grid, const Kernel& kernel) const {
-    // One block's threads run before the next block's: they may share the allocation.
-    std::vector<float> shared;
-    cuda::run_grid(grid, cuda::THREADS, descending, [&](cuda::Place place) {
-      if (place.thread == (descending ? cuda::THREADS - 1 : 0)) shared = poisoned<float>(Kernel::SHARED / 4);
-      kernel(place, reinterpret_cast<char*>(shared.data()));
-    });
-  }
-};
 
 template <class T>
 NtXentResult<T> run_emulated(const NtXentCase& c, const NtXentInputs<T>& inputs, bool temperature_tensor,

@@ -10,7 +10,7 @@
 
 namespace cmi_fast::cuda {
 
-constexpr float LOG2_E = 1.4426950408889634f, LN_2 = 0.6931471805599453f;
+constexpr float LN_2 = 0.6931471805599453f;
 
 // One call's rows and options.
 template <class T>

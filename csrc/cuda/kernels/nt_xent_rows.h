@@ -5,42 +5,6 @@
 
 namespace cmi_fast::cuda {
 
-CMI_FAST_DEVICE float sum_over_warp(float x) { return sum_over_rows(sum_over_columns(x)); }
-
-CMI_FAST_DEVICE float max_over_warp(float x) {
-  for (int mask = 1; mask < LANES; mask *= 2) x = fmaxf(x, shuffle_xor(x, mask));
-  return x;
-}
-
-// A power of two that brings `magnitude` to [1, 2), or as near as the range of exponents goes.
-CMI_FAST_DEVICE float inverse_power_of_two(float magnitude) {
-  const int exponent = 254 - int(bits_of(magnitude) >> 23 & 0xff);
-  return float_of(uint32_t(exponent < 1 ? 1 : exponent) << 23);
-}
-
-// The row that a warp takes in a grid of one warp a row.
-CMI_FAST_DEVICE int row_of(Place place) { return place.block_x * WARPS + place.warp(); }
-
-// A kernel without shared memory; an array has a size, though.
-struct RowKernel {
-  static constexpr int SHARED = 16;
-};
-
-// x * scale is near one, x * scale * inverse of unit length, or zero for zero.
-struct Scale {
-  float scale, inverse;
-};
-
-template <class T>
-CMI_FAST_DEVICE Scale row_scale(const T* row, int d, int lane) {
-  float largest = 0, square = 0;
-  for (int k = lane; k < d; k += LANES) largest = fmaxf(largest, fabsf(widen(row[k])));
-  const float scale = inverse_power_of_two(max_over_warp(largest));
-  for (int k = lane; k < d; k += LANES) square += widen(row[k]) * scale * (widen(row[k]) * scale);
-  square = sum_over_warp(square);
-  return {scale, square == 0 ? 0 : 1 / sqrtf(square)};
-}
-
 // A row of the panel [2 pairs, width], and its factors as far as they are known.
 template <class T>
 struct PanelRows : RowKernel {
@@ -135,32 +99,6 @@ struct PairWeights : RowKernel {
       pull += weight * positive * LN_2;
     }
     along[pair] = along[x.positive(pair)] = -pull;
-  }
-};
-
-// Back through the normalisation of one view's rows: rows_grad [pairs, d].
-template <class T>
-struct UnitRowsBackward : RowKernel {
-  const T* rows;
-  const float* unit_grad;
-  int pairs, d;
-  bool normalize;
-  T* rows_grad;
-
-  CMI_FAST_DEVICE void operator()(Place place, char*) const {
-    const int row = row_of(place), lane = place.lane();
-    if (row >= pairs) return;
-    const T* const x = rows + int64_t(row) * d;
-    const float* const grad = unit_grad + int64_t(row) * d;
-    const Scale scale = normalize ? row_scale(x, d, lane) : Scale{1, 1};
-    const auto unit = [&](int k) { return widen(x[k]) * scale.scale * scale.inverse; };
-    float radial = 0;
-    for (int k = lane; k < d; k += LANES) radial += unit(k) * grad[k];
-    radial = sum_over_warp(radial);
-    for (int k = lane; k < d; k += LANES) {
-      const float tangent = (grad[k] - unit(k) * radial) * scale.inverse * scale.scale;
-      narrow(normalize ? tangent : grad[k], rows_grad + int64_t(row) * d + k);
-    }
   }
 };
 

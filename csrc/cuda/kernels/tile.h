@@ -3,11 +3,11 @@
 // tensor cores leave there.
 #pragma once
 
-#include "cuda/machine.h"
+#include "cuda/kernels/rows.h"
 
 namespace cmi_fast::cuda {
 
-constexpr int TILE = 64, WARPS = 4, THREADS = WARPS * LANES;
+constexpr int TILE = 64;
 // A row in shared memory is one chunk of its dimensions and then its factors, whose 16 bytes shift the next row to
 // other banks: eight rows' matrices are read without a conflict.
 constexpr int CHUNK_BYTES = 128, ROW_BYTES = CHUNK_BYTES + 16, TILE_BYTES = TILE * ROW_BYTES;
@@ -94,23 +94,19 @@ CMI_FAST_DEVICE void add_products(Scores& scores, const char* left, const char* 
   }
 }
 
-struct alignas(16) FourFloats {
-  float x[4];
-};
-
 // The same in float32 by multiply-adds.
 template <>
 CMI_FAST_DEVICE void add_products<float>(Scores& scores, const char* left, const char* right, int depth, Place place) {
   const auto four = [](const char* tile, int row, int k) {
-    return *reinterpret_cast<const FourFloats*>(tile_row<float>(tile, row) + k);
+    return *reinterpret_cast<const Four<float>*>(tile_row<float>(tile, row) + k);
   };
   for (int k = 0; k < depth; k += 4) {
-    const FourFloats upper = four(left, score_row(0, place), k), lower = four(left, score_row(2, place), k);
+    const Four<float> upper = four(left, score_row(0, place), k), lower = four(left, score_row(2, place), k);
     CMI_FAST_UNROLL
     for (int i = 0; i < TILE / 8; ++i) {
       CMI_FAST_UNROLL
       for (int column = 0; column < 2; ++column) {
-        const FourFloats b = four(right, score_column(i, column, place), k);
+        const Four<float> b = four(right, score_column(i, column, place), k);
         CMI_FAST_UNROLL
         for (int j = 0; j < 4; ++j) {
           scores[i][column] += upper.x[j] * b.x[j];
