@@ -24,11 +24,11 @@ struct Arguments {
   OptionalTensor temperature_tensor;
 };
 
-// Contiguous, of this type and on the GPU of `like`.
-Tensor checked(const Tensor& tensor, ScalarType type, const Tensor& like, const char* name) {
+// Contiguous, if of this type and on the GPU of `like`; `expected` says so.
+Tensor checked(const Tensor& tensor, ScalarType type, const Tensor& like, const char* expected) {
   STD_TORCH_CHECK(
-      tensor.scalar_type() == type && tensor.is_cuda() && tensor.get_device_index() == like.get_device_index(), name,
-      " must have its type, and be on the GPU of the categories");
+      tensor.scalar_type() == type && tensor.is_cuda() && tensor.get_device_index() == like.get_device_index(),
+      expected, ", on the GPU of the categories");
   return torch::stable::contiguous(tensor);
 }
 
@@ -60,11 +60,11 @@ struct Call {
     STD_TORCH_CHECK((!given.ids || given.items.dim() == 2) && given.items.size(-1) == categories.size(1),
                     "items and table must have the categories' d");
     STD_TORCH_CHECK(!given.offsets || given.offsets->numel() > 0, "offsets must be [B + 1]");
-    items = checked(given.items, given.items.scalar_type(), categories, "items");
-    if (given.ids) ids = checked(*given.ids, ScalarType::Long, categories, "int64 ids");
-    if (given.lengths) lengths = checked(*given.lengths, ScalarType::Long, categories, "int64 lengths");
-    if (given.offsets) offsets = checked(*given.offsets, ScalarType::Long, categories, "int64 offsets");
-    if (given.views) views = checked(*given.views, ScalarType::Bool, categories, "bool views");
+    items = checked(given.items, given.items.scalar_type(), categories, "expected items");
+    if (given.ids) ids = checked(*given.ids, ScalarType::Long, categories, "ids must be int64");
+    if (given.lengths) lengths = checked(*given.lengths, ScalarType::Long, categories, "lengths must be int64");
+    if (given.offsets) offsets = checked(*given.offsets, ScalarType::Long, categories, "offsets must be int64");
+    if (given.views) views = checked(*given.views, ScalarType::Bool, categories, "views must be bool");
     const int64_t d = categories.size(1), count = given.ids ? given.ids->numel() : items.numel() / d;
     const int64_t batch = offsets ? offsets->numel() - 1 : positions.size(0), chunks = (d + DEPTH - 1) / DEPTH;
     STD_TORCH_CHECK(batch < int64_t(1) << 30 && count < int64_t(1) << 30 && count * chunks < int64_t(1) << 32,
@@ -134,8 +134,8 @@ std::pair<Tensor, Tensor> backward(const Call<S, C>& call, const Tensor& pooled_
   const auto& x = call.passes.x;
   STD_TORCH_CHECK(pooled_grad_.numel() == int64_t(x.interests()) * x.batch * x.d,
                   "the gradient must be as the interests");
-  const Tensor pooled_grad =
-      checked(pooled_grad_, call.categories.scalar_type(), call.categories, "the gradient of the interests");
+  const Tensor pooled_grad = checked(pooled_grad_, call.categories.scalar_type(), call.categories,
+                                     "the gradient must be of the interests' dtype");
   const Tensor none = call.floats({0}), temperature = temperature_grad ? call.floats({}) : none;
   const Tensor categories = categories_grad ? torch::stable::empty_like(call.categories) : none;
   const Tensor category_parts = categories_grad ? call.floats({call.passes.category_parts(), x.m, x.d}) : none;
