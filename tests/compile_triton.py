@@ -18,6 +18,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 
 from cmi_fast.triton import (
+    capsule_routing,
     interest_softmax_loss,
     item_soft_assignment_pool,
     nt_xent_loss,
@@ -30,7 +31,7 @@ CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
 M, D, L = 8, 64, 50  # the paper's, but for the number of users
 K = 4  # interests of the other models
 OF_CMI = rows, nt_xent_loss, soft_assignment_pool, item_soft_assignment_pool, interest_softmax_loss
-OF_OTHERS = (self_attentive_pool,)
+OF_OTHERS = self_attentive_pool, capsule_routing
 
 
 class AbsentGPU:
@@ -82,6 +83,11 @@ def launch_all(dtype: torch.dtype) -> None:
     attentive = table[ids], weight, queries, weight[:, 0], places, lengths, None
     pooled, attention = self_attentive_pool.forward(*attentive)
     self_attentive_pool.backward(pooled, attention, *attentive, *[True] * 5)
+    logits, active = torch.zeros(4, L, K), torch.ones(4, dtype=torch.int64)
+    for maps in (1, K):
+        routing = table[ids], torch.zeros(1, maps, D, D), places[0], logits, active, lengths, None, K, 3
+        result, *saved = capsule_routing.forward(*routing)
+        capsule_routing.backward(result, *saved, *routing, True, True, True)
     bias, candidate_ids = torch.zeros(300, dtype=dtype), torch.zeros(300, dtype=torch.int64)
     softmax = few[:, None].repeat(1, M, 1), table, lengths, few, bias, None, candidate_ids, 0.1, None
     losses, log_sum = interest_softmax_loss.forward(*softmax)

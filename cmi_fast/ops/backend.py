@@ -15,7 +15,13 @@ WITH_CUDA_KERNELS = ("nt_xent_loss",)
 
 
 def choose_backend(
-    backend: str, operator: str, tensor: Tensor, *, cpu: Sequence[torch.dtype] = (), unsupported: str | None = None
+    backend: str,
+    operator: str,
+    tensor: Tensor,
+    *,
+    cpu: Sequence[torch.dtype] = (),
+    unsupported: str | None = None,
+    triton_unsupported: str | None = None,
 ) -> str:
     """The implementation to call: "reference", "cpu", "triton" or "cuda".
 
@@ -26,6 +32,7 @@ def choose_backend(
         tensor: an argument whose device and dtype decide.
         cpu: dtypes of the compiled CPU kernel; empty where there is none.
         unsupported: what in this call the compiled kernel cannot do, or None.
+        triton_unsupported: what in this call Triton's kernel cannot do, or None.
 
     Raises:
         ValueError: the name is unknown, an explicit backend cannot run this call, or the environment asks for an ISA
@@ -44,7 +51,7 @@ def choose_backend(
     if backend == "cuda":
         return _choose_cuda(operator, tensor)
     if backend == "triton" or (backend == "auto" and has_triton and tensor.is_cuda and triton.is_automatic()):
-        return _choose_triton(backend, operator, tensor)
+        return _choose_triton(backend, operator, tensor, triton_unsupported)
     obstacle = unsupported
     if not _native.available:
         obstacle = "the package was installed without compiled operators"
@@ -95,8 +102,8 @@ def _choose_cuda(operator: str, tensor: Tensor) -> str:
     raise ValueError(f"backend: {operator} cannot run on 'cuda': {obstacle}")
 
 
-def _choose_triton(backend: str, operator: str, tensor: Tensor) -> str:
-    obstacle = triton.obstacle(tensor)
+def _choose_triton(backend: str, operator: str, tensor: Tensor, unsupported: str | None) -> str:
+    obstacle = unsupported or triton.obstacle(tensor)
     if obstacle is None and inside_transform():
         obstacle = "it has no rule for torch.func's transforms and forward-mode differentiation"
     if obstacle is None:
