@@ -214,6 +214,11 @@ def _read_items(path: Path) -> tuple[NDArray[Any], NDArray[np.int64], NDArray[np
 def _load_weights(model: MultiInterestModel, path: Path) -> None:
     try:
         weights = safetensors.torch.load(path.read_bytes())
+    except FileNotFoundError:
+        raise InputError(
+            f"{path}: no complete trained model: the file is missing, as where training was interrupted before its "
+            f"first epoch ended (cmi-fast train --resume {path.parent} continues it)"
+        ) from None
     except (OSError, safetensors.SafetensorError) as error:
         raise InputError(f"{path}: no complete trained model: {one_line(error)}") from None
     expected = {name: list(value.shape) for name, value in model.state_dict().items()}

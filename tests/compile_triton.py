@@ -18,10 +18,21 @@ import torch
 import triton
 from triton.backends.compiler import GPUTarget
 
-from cmi_fast.triton import interest_softmax_loss, item_soft_assignment_pool, nt_xent_loss, rows, soft_assignment_pool
+from cmi_fast.triton import (
+    capsule_routing,
+    interest_softmax_loss,
+    item_soft_assignment_pool,
+    nt_xent_loss,
+    rows,
+    self_attentive_pool,
+    soft_assignment_pool,
+)
 
 CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
 M, D, L = 8, 64, 50  # the paper's, but for the number of users
+K = 4  # interests of the other models
+OF_CMI = rows, nt_xent_loss, soft_assignment_pool, item_soft_assignment_pool, interest_softmax_loss
+OF_OTHERS = self_attentive_pool, capsule_routing
 
 
 class AbsentGPU:
@@ -69,6 +80,15 @@ def launch_all(dtype: torch.dtype, fp32_precision: str) -> None:
     for operator, inputs in ((soft_assignment_pool, (table[ids],)), (item_soft_assignment_pool, (ids, table))):
         pooled = operator.forward(*inputs, *pooling)
         operator.backward(pooled, *inputs, *pooling, True, True, True)
+    weight, queries, places = torch.zeros(4 * D, D), torch.zeros(K, 4 * D), torch.zeros(L, D)
+    attentive = table[ids], weight, queries, weight[:, 0], places, lengths, None
+    pooled, attention = self_attentive_pool.forward(*attentive)
+    self_attentive_pool.backward(pooled, attention, *attentive, *[True] * 5)
+    logits, active = torch.zeros(4, L, K), torch.ones(4, dtype=torch.int64)
+    for maps in (1, K):
+        routing = table[ids], torch.zeros(1, maps, D, D), places[0], logits, active, lengths, None, K, 3
+        result, *saved = capsule_routing.forward(*routing)
+        capsule_routing.backward(result, *saved, *routing, True, True, True)
     bias, candidate_ids = torch.zeros(300, dtype=dtype), torch.zeros(300, dtype=torch.int64)
     softmax = few[:, None].repeat(1, M, 1), table, lengths, few, bias, None, candidate_ids, 0.1, None, fp32_precision
     losses, log_sum = interest_softmax_loss.forward(*softmax)
@@ -77,7 +97,6 @@ def launch_all(dtype: torch.dtype, fp32_precision: str) -> None:
 
 if __name__ == "__main__":
     triton.runtime.driver.set_active(AbsentGPU(int(sys.argv[1])))
-    for module in (rows, nt_xent_loss, soft_assignment_pool, item_soft_assignment_pool, interest_softmax_loss):
-        if hasattr(module, "launch"):
-            module.launch = compile_instead
+    for module in (*OF_CMI, *OF_OTHERS):
+        module.launch = compile_instead
     launch_all(getattr(torch, sys.argv[2]), sys.argv[3])

@@ -7,15 +7,16 @@ from typing import Any
 
 import pytest
 import torch
-from checking import has_cpu, to_jagged
+from checking import BACKENDS, needs_triton, to_jagged
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 from cmi_fast.functional import capsule_routing
 
-BACKENDS = ["reference"] + (["cpu"] if has_cpu else [])
 MAPS = ["shared", "interest", "position"]
+# Triton has no kernels for maps by place.
+KINDS = [(backend, maps) for backend in BACKENDS for maps in MAPS if (backend, maps) != ("triton", "position")]
 
 
 def make(
@@ -70,8 +71,7 @@ def literal(
     return torch.stack(routed)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("maps", MAPS)
+@pytest.mark.parametrize(("backend", "maps"), KINDS)
 @pytest.mark.parametrize("iterations", [1, 2, 3, 5])
 def test_value_and_gradient_equal_the_equations(backend: str, maps: str, iterations: int) -> None:
     inputs = make(4, 5, 3, 2, 3, maps)
@@ -89,8 +89,7 @@ def test_value_and_gradient_equal_the_equations(backend: str, maps: str, iterati
         torch.testing.assert_close(ours, expected)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("maps", ["interest", "position"])
+@pytest.mark.parametrize(("backend", "maps"), [kind for kind in KINDS if kind[1] != "shared"])
 def test_defaults(backend: str, maps: str) -> None:
     """Logits of zero, no bias, all interests active, all items valid."""
     inputs = make(2, 4, 3, 3, 2, maps)
@@ -105,8 +104,7 @@ def test_defaults(backend: str, maps: str) -> None:
     torch.testing.assert_close(ours, literal(**literal_inputs))
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("maps", MAPS)
+@pytest.mark.parametrize(("backend", "maps"), KINDS)
 @pytest.mark.parametrize("jagged", [False, True], ids=["padded", "jagged"])
 def test_gradcheck_of_the_last_iteration(backend: str, maps: str, jagged: bool) -> None:
     """With one iteration weights are the logits' and constant: the gradient is the function's own."""
@@ -137,8 +135,7 @@ def test_logits_get_no_gradient(backend: str) -> None:
     assert inputs["maps"].grad.any()
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("maps", MAPS)
+@pytest.mark.parametrize(("backend", "maps"), KINDS)
 def test_padding_does_not_matter(backend: str, maps: str) -> None:
     inputs = make(4, 5, 3, 2, 2, maps)
     inputs["lengths"] = torch.tensor([5, 0, 2, 3])
@@ -160,13 +157,13 @@ def test_padding_does_not_matter(backend: str, maps: str) -> None:
     seed=st.integers(0, 2**31),
     batch=st.integers(1, 5),
     length=st.integers(1, 9),
-    maps=st.sampled_from(MAPS),
+    kind=st.sampled_from(KINDS),
     index=st.sampled_from([torch.int32, torch.int64]),
-    backend=st.sampled_from(BACKENDS),
 )
 @settings(max_examples=25, deadline=None, derandomize=True)
-def test_properties(seed: int, batch: int, length: int, maps: str, index: torch.dtype, backend: str) -> None:
+def test_properties(seed: int, batch: int, length: int, kind: tuple[str, str], index: torch.dtype) -> None:
     torch.manual_seed(seed)
+    backend, maps = kind
     inputs = make(batch, length, 4, 3, 3, maps)
     inputs["lengths"] = inputs["lengths"].to(index)
     routed = capsule_routing(**inputs, backend=backend)
@@ -193,8 +190,7 @@ def test_properties(seed: int, batch: int, length: int, maps: str, index: torch.
     )
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("maps", MAPS)
+@pytest.mark.parametrize(("backend", "maps"), KINDS)
 def test_empty_sequences_and_batches(backend: str, maps: str) -> None:
     inputs = make(2, 5, 4, 6, 3, maps)
     items, matrix = inputs["items"], inputs["maps"]
@@ -228,3 +224,10 @@ def test_bad_arguments(error: type[Exception], message: str, arguments: dict[str
     inputs = make(2, 5, 4, 6, 3, "shared", torch.float32)
     with pytest.raises(error, match=message):
         capsule_routing(**{**inputs, **arguments})
+
+
+@needs_triton
+def test_triton_refuses_maps_by_place() -> None:
+    inputs = make(2, 5, 4, 6, 3, "position", torch.float32)
+    with pytest.raises(ValueError, match="cannot run on 'triton': it has no kernel for maps that differ by place"):
+        capsule_routing(**inputs, backend="triton")

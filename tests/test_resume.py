@@ -114,6 +114,8 @@ def test_a_resumed_training_ends_with_the_same_bits(
 def test_without_a_checkpoint_since_the_start_it_starts_again(log: Path, whole: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     interrupt(log, run, 1, 5)
+    with pytest.raises(InputError, match=f"before its first epoch ended .cmi-fast train --resume {run} continues"):
+        evaluate_run(run)
     never = InterruptAt(0, 0)
     resume_run(run, progress=never)
     assert never.resumed == (1, 0)

@@ -7,14 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from checking import has_cpu, to_jagged
+from checking import BACKENDS, to_jagged
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 from cmi_fast.functional import self_attentive_pool
-
-BACKENDS = ["reference"] + (["cpu"] if has_cpu else [])
 
 
 def make(batch: int, length: int, d: int, h: int, k: int, dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:
@@ -64,13 +62,13 @@ def test_equals_the_equations(backend: str, without: tuple[str, ...]) -> None:
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("jagged", [False, True], ids=["padded", "jagged"])
 def test_gradcheck(backend: str, jagged: bool) -> None:
-    inputs = make(3, 4, 3, 5, 2)
+    inputs = make(2, 3, 3, 4, 2)
     lengths = inputs.pop("lengths")
     options: dict[str, Any] = {"lengths": lengths}
     if jagged:
         inputs["items"], offsets = to_jagged(inputs["items"], lengths)
         options = {"offsets": offsets}
-    cotangent = torch.randn(3, 2, 3, dtype=torch.float64)
+    cotangent = torch.randn(2, 2, 3, dtype=torch.float64)
     names, leaves = zip(*inputs.items(), strict=True)
 
     def pooled(*leaves: Tensor) -> Tensor:

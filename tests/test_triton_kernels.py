@@ -252,8 +252,9 @@ def test_opcheck() -> None:
         detached = [x.detach() if isinstance(x, Tensor) else x for x in arguments]
         output = operator(*detached)
         result, *saved = output if isinstance(output, tuple) else (output,)
-        wanted = [True] * (len(gradient._schema.arguments) - 1 - len(saved) - len(arguments))
-        torch.library.opcheck(gradient, (torch.randn_like(result), *saved, *detached, *wanted))
+        count = len(gradient._schema.arguments) - 1 - len(saved) - len(arguments)
+        for wanted in ([True] * count, [False] * count):
+            torch.library.opcheck(gradient, (torch.randn_like(result), *saved, *detached, *wanted))
 
 
 @needs_native

@@ -11,7 +11,7 @@ import torch
 from checking import assert_within_budget, make_sequences, needs_triton
 from torch import Tensor
 
-from cmi_fast import functional, reference, triton
+from cmi_fast import functional, triton
 from cmi_fast.triton import tuning
 
 pytestmark = needs_triton
@@ -109,12 +109,25 @@ def softmax(dtype: torch.dtype) -> tuple[str, dict[str, Any], list[Tensor], Tens
     return "interest_softmax_loss", options, inputs, torch.randn(9)
 
 
+def attentive(dtype: torch.dtype) -> tuple[str, dict[str, Any], list[Tensor], Tensor]:
+    items, _, lengths = make_sequences(3, 35, 4, 20, dtype)
+    inputs = [items, (torch.randn(40, 20) / 5).to(dtype), (torch.randn(3, 40) / 6).to(dtype)]
+    return "self_attentive_pool", {"lengths": lengths}, inputs, torch.randn(3, 3, 20)
+
+
+def routing(dtype: torch.dtype) -> tuple[str, dict[str, Any], list[Tensor], Tensor]:
+    items, maps, lengths = make_sequences(3, 35, 12, 20, dtype)
+    options = {"interests": 3, "lengths": lengths}
+    return "capsule_routing", options, [items, maps.view(3, 4, 20) / 5], torch.randn(3, 3, 4)
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=["float32", "bfloat16"])
-@pytest.mark.parametrize("make", [nt_xent, pool, softmax])
+@pytest.mark.parametrize("make", [nt_xent, pool, softmax, attentive, routing])
 def test_every_size_computes_the_same(monkeypatch: pytest.MonkeyPatch, make: Any, dtype: torch.dtype) -> None:
     name, options, inputs, cotangent = make(dtype)
-    ours = partial(getattr(functional, name), **options, backend="triton")
-    exact = partial(getattr(reference, name), **options)
+    ours, exact = (
+        partial(getattr(functional, name), **options, backend=backend) for backend in ("triton", "reference")
+    )
     # As in tests/test_triton_kernels.py: a cosine's rounding over the temperature, and half types' own.
     tolerance = 2.5e-3 if dtype == torch.bfloat16 else 20 * torch.finfo(torch.float32).eps
     counts = {1}

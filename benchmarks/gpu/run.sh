@@ -28,7 +28,8 @@ else
 fi
 
 operators=(tests/test_nt_xent_loss.py tests/test_soft_assignment_pool.py tests/test_item_soft_assignment_pool.py
-  tests/test_interest_softmax_loss.py tests/test_triton_kernels.py tests/test_triton_tuning.py tests/test_losses_nn.py
+  tests/test_interest_softmax_loss.py tests/test_self_attentive_pool.py tests/test_capsule_routing.py
+  tests/test_triton_kernels.py tests/test_triton_layers.py tests/test_triton_tuning.py tests/test_losses_nn.py
   tests/test_orthogonality_loss.py)
 "$python" -m pytest -q --device "$device" "${collect[@]}" "${operators[@]}"
 

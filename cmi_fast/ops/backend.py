@@ -21,7 +21,8 @@ def choose_backend(
     *,
     cpu: Sequence[torch.dtype] = (),
     unsupported: str | None = None,
-    unsupported_cuda: str | None = None,
+    triton_unsupported: str | None = None,
+    cuda_unsupported: str | None = None,
 ) -> str:
     """The implementation to call: "reference", "cpu", "triton" or "cuda".
 
@@ -32,7 +33,7 @@ def choose_backend(
         tensor: an argument whose device and dtype decide.
         cpu: dtypes of the compiled CPU kernel; empty where there is none.
         unsupported: what in this call the compiled CPU kernel cannot do, or None.
-        unsupported_cuda: the same of the CUDA kernel.
+        triton_unsupported, cuda_unsupported: the same of Triton's and of the CUDA kernel.
 
     Raises:
         ValueError: the name is unknown, an explicit backend cannot run this call, or the environment asks for an ISA
@@ -49,9 +50,9 @@ def choose_backend(
     if not has.get(backend, True):
         raise ValueError(f"backend: {operator} has no {backend!r} kernel in this version; use 'auto' or 'reference'")
     if backend == "cuda":
-        return _choose_cuda(operator, tensor, unsupported_cuda)
+        return _choose_cuda(operator, tensor, cuda_unsupported)
     if backend == "triton" or (backend == "auto" and has_triton and tensor.is_cuda and triton.is_automatic()):
-        return _choose_triton(backend, operator, tensor)
+        return _choose_triton(backend, operator, tensor, triton_unsupported)
     obstacle = unsupported
     if not _native.available:
         obstacle = "the package was installed without compiled operators"
@@ -104,8 +105,8 @@ def _choose_cuda(operator: str, tensor: Tensor, unsupported: str | None) -> str:
     raise ValueError(f"backend: {operator} cannot run on 'cuda': {obstacle}")
 
 
-def _choose_triton(backend: str, operator: str, tensor: Tensor) -> str:
-    obstacle = triton.obstacle(tensor)
+def _choose_triton(backend: str, operator: str, tensor: Tensor, unsupported: str | None) -> str:
+    obstacle = unsupported or triton.obstacle(tensor)
     if obstacle is None and inside_transform():
         obstacle = "it has no rule for torch.func's transforms and forward-mode differentiation"
     if obstacle is None:

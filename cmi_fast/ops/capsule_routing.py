@@ -22,6 +22,7 @@ from cmi_fast.ops.checks import (
 )
 from cmi_fast.ops.register_operator import register_operator
 from cmi_fast.reference.rows import accumulation_type
+from cmi_fast.triton.registration import register_triton_operator
 
 
 def capsule_routing(
@@ -63,7 +64,7 @@ def capsule_routing(
             zeros. None: all.
         iterations: at least 1.
         offsets: [B + 1] int, from 0 to T; sequence b is ``items[offsets[b]:offsets[b + 1]]``.
-        backend: ``"auto"``, ``"reference"`` or ``"cpu"``.
+        backend: ``"auto"``, ``"reference"``, ``"cpu"`` or ``"triton"``, which has no kernel for maps by place.
 
     Returns:
         Interests [B, K, e], the dtype of ``items``. An empty sequence gives zeros.
@@ -71,7 +72,7 @@ def capsule_routing(
     Raises:
         TypeError: a dtype is not floating, or not shared.
         ValueError: a shape, length, offset, count or backend does not fit; the message names it.
-        RuntimeError: a second derivative through the kernel (the reference has one).
+        RuntimeError: a second derivative through a kernel (the reference has one).
     """
     check_tensor("items", items, "[T, d]" if offsets is not None else "[B, L, d]")
     check_tensor("maps", maps, "[e, d] or [K, e, d] or [P, K, e, d]")
@@ -103,14 +104,17 @@ def capsule_routing(
         maps = maps if offsets is not None else maps[: max(items.shape[1], 1)]
     maps = maps[(None,) * (4 - maps.dim())]
     with without_autocast(items.device):
-        if choose_backend(backend, "capsule_routing", items, cpu=FLOATING) == "reference":
+        by_place = "it has no kernel for maps that differ by place" if maps.shape[0] > 1 else None
+        chosen = choose_backend(backend, "capsule_routing", items, cpu=FLOATING, triton_unsupported=by_place)
+        if chosen == "reference":
             return reference.capsule_routing(items, maps, interests, lengths, offsets, bias, logits, active, iterations)
         wide = accumulation_type(items.dtype)
         maps = maps.to(wide)
         bias, logits = (None if x is None else x.to(wide) for x in (bias, logits))
     active, lengths, offsets = (None if x is None else x.to(torch.int64) for x in (active, lengths, offsets))
     logits = None if logits is None else logits.detach()
-    return _capsule_routing(items, maps, bias, logits, active, lengths, offsets, interests, iterations)
+    operator = _triton_capsule_routing if chosen == "triton" else _capsule_routing
+    return operator(items, maps, bias, logits, active, lengths, offsets, interests, iterations)
 
 
 def _fake(
@@ -133,3 +137,12 @@ def _fake(
 
 if _native.available:
     _capsule_routing = register_operator("cmi_fast", "capsule_routing", fake=_fake, differentiable=(0, 1, 2))
+
+_triton_capsule_routing = register_triton_operator(
+    "capsule_routing",
+    "Tensor items, Tensor maps, Tensor? bias, Tensor? logits, Tensor? active, Tensor? lengths, Tensor? offsets, "
+    "int interests, int iterations",
+    outputs=4,
+    differentiable=(0, 1, 2),
+    fake=_fake,
+)

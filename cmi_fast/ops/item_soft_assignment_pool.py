@@ -96,7 +96,7 @@ def item_soft_assignment_pool(
         table,
         cpu=FLOATING,
         unsupported="it has no kernel for float64 beside another dtype" if mixed else None,
-        unsupported_cuda=too_many_for_cuda(categories),
+        cuda_unsupported=too_many_for_cuda(categories),
     )
     can_check = values_can_be_read(ids)
     if can_check and (chosen != "cpu" or sparse_grad):

@@ -19,6 +19,7 @@ from cmi_fast.ops.checks import (
 )
 from cmi_fast.ops.register_operator import register_operator
 from cmi_fast.reference.rows import accumulation_type
+from cmi_fast.triton.registration import register_triton_operator
 
 
 def self_attentive_pool(
@@ -51,7 +52,7 @@ def self_attentive_pool(
         positions: [P, d], added to the item at each place of its sequence for the scores alone; no sequence may be
             longer than P. None: zeros.
         offsets: [B + 1] int, from 0 to T; sequence b is ``items[offsets[b]:offsets[b + 1]]``.
-        backend: ``"auto"``, ``"reference"`` or ``"cpu"``.
+        backend: ``"auto"``, ``"reference"``, ``"cpu"`` or ``"triton"``.
 
     Returns:
         Interests [B, K, d], the dtype of ``items``. An empty sequence gives zeros.
@@ -59,7 +60,7 @@ def self_attentive_pool(
     Raises:
         TypeError: a dtype is not floating, or not shared.
         ValueError: a shape, length, offset or backend does not fit; the message names it.
-        RuntimeError: a second derivative through the kernel (the reference has one).
+        RuntimeError: a second derivative through a kernel (the reference has one).
     """
     check_tensor("items", items, "[T, d]" if offsets is not None else "[B, L, d]")
     check_tensor("weight", weight, "[h, d]")
@@ -91,14 +92,16 @@ def self_attentive_pool(
     if positions is not None:
         check_places("positions", len(positions), items, offsets)
     with without_autocast(items.device):
-        if choose_backend(backend, "self_attentive_pool", items, cpu=FLOATING) == "reference":
+        chosen = choose_backend(backend, "self_attentive_pool", items, cpu=FLOATING)
+        if chosen == "reference":
             return reference.self_attentive_pool(items, weight, queries, lengths, offsets, bias, positions)
         wide = accumulation_type(items.dtype)
         weight, queries = weight.to(wide), queries.to(wide)
         bias, positions = (None if x is None else x.to(wide) for x in (bias, positions))
     lengths = None if lengths is None else lengths.to(torch.int64)
     offsets = None if offsets is None else offsets.to(torch.int64)
-    return _self_attentive_pool(items, weight, queries, bias, positions, lengths, offsets)
+    operator = _triton_self_attentive_pool if chosen == "triton" else _self_attentive_pool
+    return operator(items, weight, queries, bias, positions, lengths, offsets)
 
 
 def _fake(
@@ -119,3 +122,11 @@ if _native.available:
     _self_attentive_pool = register_operator(
         "cmi_fast", "self_attentive_pool", fake=_fake, differentiable=(0, 1, 2, 3, 4)
     )
+
+_triton_self_attentive_pool = register_triton_operator(
+    "self_attentive_pool",
+    "Tensor items, Tensor weight, Tensor queries, Tensor? bias, Tensor? positions, Tensor? lengths, Tensor? offsets",
+    outputs=2,
+    differentiable=(0, 1, 2, 3, 4),
+    fake=_fake,
+)

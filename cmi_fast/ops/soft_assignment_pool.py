@@ -75,7 +75,7 @@ def soft_assignment_pool(
     check_views(views, items.shape[:-1])
     number, tensor = check_temperature(temperature, items)
     chosen = choose_backend(
-        backend, "soft_assignment_pool", items, cpu=FLOATING, unsupported_cuda=too_many_for_cuda(categories)
+        backend, "soft_assignment_pool", items, cpu=FLOATING, cuda_unsupported=too_many_for_cuda(categories)
     )
     if chosen == "reference":
         with without_autocast(items.device):

@@ -117,9 +117,8 @@ def backward(
 
         run_tuned(("interest_softmax_loss candidates", *_kind(x, tiles)), tiles, run_candidates)
     of_temperature = None if along is None else along.sum()
-    none = unwanted(interests)
     gradients = of_interests, of_candidates, of_general, of_bias, of_temperature
-    return tuple(none if gradient is None else gradient for gradient in gradients)
+    return tuple(unwanted(interests) if gradient is None else gradient for gradient in gradients)
 
 
 def _prepare(

@@ -41,5 +41,5 @@ def as_pointer(temperature: float, temperature_tensor: Tensor | None, like: Tens
 
 
 def unwanted(like: Tensor) -> Tensor:
-    """What a backward returns for a gradient that nobody wants."""
+    """What a backward returns for a gradient that nobody wants: a new one each time, as results must not share."""
     return like.new_empty(0, dtype=accumulation_type(like.dtype))

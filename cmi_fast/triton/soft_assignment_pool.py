@@ -105,7 +105,6 @@ class Pooling:
     ) -> tuple[Tensor, Tensor]:
         """Gradients of the categories and the temperature; ``rows_grad``, unless empty, gets that of each position."""
         x = self.inputs
-        none = unwanted(x.categories)
         # Each sequence's own part, added up afterwards: in one order, whichever program comes first.
         parts, along = None, None
         if categories_grad:
@@ -116,5 +115,8 @@ class Pooling:
         outputs = pooled_grad.contiguous(), rows_grad_or_none, parts, along
         self._launch("soft_assignment_pool_backward", backward_kernel, *outputs)
         of_categories = None if parts is None else unit_rows_backward(x.categories, parts.sum(0))
-        of_temperature = none if along is None else -along.sum() / x.temperature
-        return none if of_categories is None else of_categories, of_temperature
+        of_temperature = None if along is None else -along.sum() / x.temperature
+        return (
+            unwanted(x.categories) if of_categories is None else of_categories,
+            unwanted(x.categories) if of_temperature is None else of_temperature,
+        )

@@ -106,6 +106,14 @@ def softplus(x):
 
 
 @triton.jit
+def tanh(x):
+    """As the CPU kernels have it; Triton's interpreter has none."""
+    small = tl.exp(-2 * tl.abs(x))
+    magnitude = (1 - small) / (1 + small)
+    return tl.where(x < 0, -magnitude, magnitude)
+
+
+@triton.jit
 def unit_rows_backward_kernel(
     rows,  # [n, D]
     unit_grad,  # [n, D]

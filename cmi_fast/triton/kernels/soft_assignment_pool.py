@@ -14,6 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from cmi_fast.triton.kernels.rows import LOG2_E, load_chunk, product, rounded, row_scales, store_chunk
+from cmi_fast.triton.kernels.sequences import sequence
 
 
 class Inputs(NamedTuple):
@@ -42,20 +43,6 @@ class Tile(NamedTuple):
     VIEWS: int
     CATEGORIES: int
     CHUNK: int
-
-
-@triton.jit
-def _sequence(x, b):
-    """Positions [begin, end) of sequence ``b``; an index that nobody has checked never leads out of memory."""
-    if x.offsets is not None:
-        begin = tl.load(x.offsets + b).to(tl.int64)
-        end = tl.load(x.offsets + b + 1).to(tl.int64)
-    else:
-        begin = b * x.length
-        end = begin + x.length
-        if x.lengths is not None:
-            end = tl.minimum(end, begin + tl.load(x.lengths + b).to(tl.int64))
-    return tl.maximum(begin, 0), tl.minimum(end, x.positions)
 
 
 @triton.jit
@@ -133,7 +120,7 @@ def forward_kernel(x, pooled, TILE: tl.constexpr):
     temperature = tl.load(x.temperature)
     b = tl.program_id(0).to(tl.int64)
     chunk = tl.program_id(1) * TILE.CHUNK
-    begin, end = _sequence(x, b)
+    begin, end = sequence(x, b)
     k = tl.arange(0, TILE.CATEGORIES)
     category_scale, category_inverse = _category_scales(x, k, temperature, TILE)
     sums = tl.full([TILE.VIEWS * TILE.CATEGORIES, TILE.CHUNK], 0.0, temperature.dtype)
@@ -163,7 +150,7 @@ def backward_kernel(
     temperature = tl.load(x.temperature)
     b = tl.program_id(0).to(tl.int64)
     chunk = tl.program_id(1) * TILE.CHUNK
-    begin, end = _sequence(x, b)
+    begin, end = sequence(x, b)
     k = tl.arange(0, TILE.CATEGORIES)
     category_scale, category_inverse = _category_scales(x, k, temperature, TILE)
     place, exists = _interest_rows(x, b, TILE)
