@@ -185,7 +185,9 @@ def recommend(
 def export(
     run: Run,
     faiss: Annotated[Path, typer.Option(help="Folder to create.", show_default=False)],
-    index: Annotated[str | None, typer.Option(help="A faiss.index_factory description; default: IVF.")] = None,
+    index: Annotated[
+        str | None, typer.Option(help="A faiss.index_factory description; default: Flat up to 20,000 items, else IVF.")
+    ] = None,
     data: Data = None,
     where: Where = None,
     positive: Positive = None,

@@ -20,6 +20,7 @@ has_cpu = _native.available and torch.empty(0).is_cpu  # not under --device cuda
 BACKENDS = ["reference"] + (["cpu"] if has_cpu else []) + (["triton"] if has_triton else [])
 # Operators with CUDA kernels, on a GPU.
 WITH_CUDA = [*BACKENDS, "cuda"] if _native.cuda_obstacle is None and torch.empty(0).is_cuda else BACKENDS
+refuses_cuda = pytest.mark.skipif("cuda" in WITH_CUDA, reason="the CUDA kernels can run")
 needs_native = pytest.mark.skipif(not has_cpu, reason="no compiled operators for this device")
 needs_triton = pytest.mark.skipif(not has_triton, reason="Triton is not installed")
 

@@ -15,7 +15,7 @@ import torch
 
 from cmi_fast.data.simulate import write_simulation
 from cmi_fast.errors import InputError
-from cmi_fast.retrieval import top_k
+from cmi_fast.retrieval import export, top_k
 from cmi_fast.retrieval.export import build_index, export_index, index_recall, search_index
 
 try:
@@ -67,8 +67,18 @@ def test_export(trained: Path, tmp_path: Path) -> None:
 def test_the_default_index_says_its_recall(trained: Path, tmp_path: Path) -> None:
     done = cmi_fast("export", trained, "--faiss", tmp_path / "index")
     assert done.returncode == 0, done.stderr
-    assert 0 < json.loads((tmp_path / "index" / "export.json").read_text())["recall@50"] <= 1
-    assert "IVF" in done.stdout
+    assert json.loads((tmp_path / "index" / "export.json").read_text())["recall@50"] == 1
+    assert "\nFlat: 300 items" in done.stdout  # of so few items it is exact
+
+
+@needs_faiss
+def test_the_default_index_of_many_items_visits_a_part_of_them(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(export, "EXACT_ITEMS", 1999)
+    items, vectors = torch.randn(2000, 6), torch.randn(7, 2, 6)
+    summary = export_index(tmp_path / "many", items, [vectors], (7, 2, 6))
+    assert summary["index"] == "IVF51,Flat, nprobe 3"
+    assert 0 < summary["recall@50"] < 1
+    assert export_index(tmp_path / "few", items[:1999], [vectors], (7, 2, 6))["index"] == "Flat"
 
 
 @needs_faiss

@@ -8,7 +8,7 @@ from functools import partial
 import pytest
 import torch
 import torch.nn.functional as F
-from checking import WITH_CUDA, pool_literally, to_jagged, with_gradients
+from checking import WITH_CUDA, pool_literally, refuses_cuda, to_jagged, with_gradients
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -275,7 +275,12 @@ IDS, TABLE, CATEGORIES, LENGTHS = torch.zeros(2, 3, dtype=torch.int64), torch.ze
         (ValueError, r"views: expected shape \[1, 2, 3\]", {"views": torch.ones(1, 2, 4, dtype=torch.bool)}),
         (ValueError, r"views: expected 1 to 8 views, found 9", {"views": torch.ones(9, 2, 3, dtype=torch.bool)}),
         (ValueError, r"backend: expected one of auto, reference", {"backend": "gpu"}),
-        (ValueError, r"backend: item_soft_assignment_pool cannot run on 'cuda': ", {"backend": "cuda"}),
+        pytest.param(
+            ValueError,
+            r"backend: item_soft_assignment_pool cannot run on 'cuda': ",
+            {"backend": "cuda"},
+            marks=refuses_cuda,
+        ),
     ],
 )  # fmt: skip
 def test_bad_arguments(error: type[Exception], message: str, arguments: dict[str, object]) -> None:

@@ -8,14 +8,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from checking import (
-    BACKENDS,
-    WITH_CUDA,
-    make_sequences,
-    pool_literally,
-    to_jagged,
-    with_gradients,
-)
+from checking import BACKENDS, WITH_CUDA, make_sequences, pool_literally, refuses_cuda, to_jagged, with_gradients
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -277,7 +270,9 @@ ITEMS, CATEGORIES, LENGTHS = torch.zeros(2, 3, 5), torch.zeros(4, 5), torch.tens
         (ValueError, r"views: expected 1 to 8 views, found 9", {"views": torch.ones(9, 2, 3, dtype=torch.bool)}),
         (TypeError, r"views: expected a dtype among bool", {"views": torch.ones(1, 2, 3)}),
         (ValueError, r"backend: expected one of auto, reference", {"backend": "gpu"}),
-        (ValueError, r"backend: soft_assignment_pool cannot run on 'cuda': ", {"backend": "cuda"}),
+        pytest.param(
+            ValueError, r"backend: soft_assignment_pool cannot run on 'cuda': ", {"backend": "cuda"}, marks=refuses_cuda
+        ),
     ],
 )
 def test_bad_arguments(error: type[Exception], message: str, arguments: dict[str, object]) -> None:

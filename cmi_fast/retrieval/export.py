@@ -19,6 +19,7 @@ from cmi_fast.retrieval.top_k import top_k
 
 RECALL_AT = 50
 RECALL_USERS = 1000
+EXACT_ITEMS = 20_000  # so few that nothing need be left out
 POINTS_A_LIST = 39  # what faiss wants to train a list of an inverted file on
 
 
@@ -35,8 +36,8 @@ def build_index(items: Tensor, description: str | None = None) -> Any:
     """A trained faiss index of the rows of ``items`` [V, d] by inner product.
 
     Args:
-        description: as ``faiss.index_factory`` takes it, such as ``"Flat"`` (exact) or ``"HNSW32"``; None: an inverted
-            file of about 4 sqrt(V) lists, of which a search visits a sixteenth.
+        description: as ``faiss.index_factory`` takes it, such as ``"Flat"`` (exact) or ``"HNSW32"``; None: ``"Flat"``
+            up to 20,000 items, beyond an inverted file of about 4 sqrt(V) lists, of which a search visits a sixteenth.
 
     Raises:
         InputError: faiss is not installed, or refuses the description or the number of items.
@@ -46,8 +47,9 @@ def build_index(items: Tensor, description: str | None = None) -> Any:
     vectors = np.ascontiguousarray(items.numpy(), dtype=np.float32)
     lists = max(1, min(round(4 * math.sqrt(count)), count // POINTS_A_LIST))
     try:
-        index = faiss.index_factory(d, description or f"IVF{lists},Flat", faiss.METRIC_INNER_PRODUCT)
-        if description is None:
+        usual = "Flat" if count <= EXACT_ITEMS else f"IVF{lists},Flat"
+        index = faiss.index_factory(d, description or usual, faiss.METRIC_INNER_PRODUCT)
+        if description is None and count > EXACT_ITEMS:
             index.nprobe = max(1, lists // 16)
         index.train(vectors)
         index.add(vectors)
@@ -111,7 +113,8 @@ def export_index(
     with atomic_path(folder / "items.faiss") as path:
         load_faiss().write_index(index, str(path))
     summary = {
-        "index": description or f"IVF{index.nlist},Flat, nprobe {index.nprobe}",
+        "index": description
+        or (f"IVF{index.nlist},Flat, nprobe {index.nprobe}" if hasattr(index, "nlist") else "Flat"),
         "items": list(items.shape),
         "user_vectors": list(shape),
         "score": "the largest inner product of a user's vectors with the item's",
