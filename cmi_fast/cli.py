@@ -125,6 +125,7 @@ def evaluate(
     given = given_source(data, where, positive, columns, time_zone, split)
     with display("reading") as progress:
         metrics = evaluate_run(run, progress=progress, **given)
+    _note_incomplete(run)
     if as_json:
         print(json.dumps(metrics, indent=2))
     else:
@@ -176,6 +177,7 @@ def recommend(
     given = given_source(data, where, positive, columns, time_zone, None)
     with display("reading") as progress:
         frame, unknown = recommend_run(run, out, k, users=users, skip_unknown=skip_unknown, progress=progress, **given)
+    _note_incomplete(run)
     if unknown:
         print(f"note: {unknown:,} of the users are not in the log")
     print(f"{out}: {len(frame):,} recommendations for {frame['user_id'].n_unique():,} users")
@@ -201,11 +203,21 @@ def export(
     given = given_source(data, where, positive, columns, time_zone, None)
     with display("reading") as progress:
         summary = export_run(run, faiss, index, progress=progress, **given)
+    _note_incomplete(run)
     print(f"{faiss}: items.faiss, items.parquet, user_vectors.npy, users.parquet, export.json")
     items, users = summary["items"][0], summary["user_vectors"][0]
     print(f"{summary['index']}: {items:,} items, {users:,} users")
     recall = summary["recall@50"]
     print(f"Recall@50 against exact retrieval: {recall:.4f} (of {summary['recall_users']:,} users, nothing left out)")
+
+
+def _note_incomplete(run: Path) -> None:
+    """On stderr, so that what is piped stays what it is."""
+    from cmi_fast.run_folder import CHECKPOINT
+
+    if (run / CHECKPOINT).exists():
+        continues = f"cmi-fast train --resume {run} continues it"
+        print(f"note: this training is not complete, these are its best weights so far; {continues}", file=sys.stderr)
 
 
 app.command()(experiment)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import shutil
 from pathlib import Path
 
 import polars as pl
@@ -75,6 +76,21 @@ def test_evaluate_repeats_the_metrics(trained: Path, capsys: pytest.CaptureFixtu
     again, metrics = json.loads(out), json.loads((trained / "metrics.json").read_text())
     for key in ("valid", "test", "baselines", "policy"):
         assert again[key] == metrics[key]
+
+
+def test_weights_of_a_training_that_is_not_complete_are_used_and_it_is_said(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = shutil.copytree(trained, tmp_path / "run")
+    code, complete, errors = call(capsys, "evaluate", run, "--json")
+    assert code == 0
+    assert "note:" not in errors
+    (run / "checkpoint.safetensors").touch()
+    code, out, errors = call(capsys, "evaluate", run, "--json")
+    assert (code, out) == (0, complete)
+    note = f"note: this training is not complete, these are its best weights so far; cmi-fast train --resume {run}"
+    assert note in errors
+    assert note in call(capsys, "recommend", run, "--out", tmp_path / "lists.csv")[2]
 
 
 def test_training_is_deterministic(trained: Path, log: Path, tmp_path: Path) -> None:
