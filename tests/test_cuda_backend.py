@@ -9,11 +9,13 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from cmi_fast import _native
-from cmi_fast.functional import item_soft_assignment_pool, nt_xent_loss, soft_assignment_pool
+from cmi_fast.functional import interest_softmax_loss, item_soft_assignment_pool, nt_xent_loss, soft_assignment_pool
 from cmi_fast.ops.backend import WITH_CUDA_KERNELS, choose_backend
+from cmi_fast.ops.interest_softmax_loss import _fake as fake_main_loss
 
 ROWS = torch.ones(2, 3)
 CALLS = {
+    "interest_softmax_loss": (interest_softmax_loss, (ROWS[None], ROWS, torch.zeros(1, dtype=torch.int64))),
     "item_soft_assignment_pool": (item_soft_assignment_pool, (torch.zeros(1, 4, dtype=torch.int64), ROWS, ROWS)),
     "nt_xent_loss": (nt_xent_loss, (ROWS, ROWS)),
     "soft_assignment_pool": (soft_assignment_pool, (ROWS[None], ROWS)),
@@ -57,6 +59,25 @@ def test_takes_a_limited_number_of_categories(monkeypatch: pytest.MonkeyPatch) -
             soft_assignment_pool(items, many, backend="cuda")
         with pytest.raises(ValueError, match=f"item_soft_assignment_pool {message}"):
             item_soft_assignment_pool(ids, table, many, backend="cuda")
+
+
+def test_takes_a_limited_number_of_interests(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_native, "cuda_obstacle", None)
+    with FakeTensorMode():
+        interests, candidates = (torch.empty(*shape, device="cuda") for shape in ((2, 65, 4), (9, 4)))
+        targets = torch.empty(2, device="cuda", dtype=torch.int64)
+        message = "interest_softmax_loss cannot run on 'cuda': it takes at most 64 interests, found 65"
+        with pytest.raises(ValueError, match=message):
+            interest_softmax_loss(interests, candidates, targets, backend="cuda")
+
+
+@pytest.mark.parametrize(("reduction", "shape"), [("mean", ()), ("none", (2,))])
+def test_shapes_of_the_main_loss_are_known_before_it_runs(reduction: str, shape: tuple[int, ...]) -> None:
+    with FakeTensorMode():
+        interests = torch.empty(2, 3, 4, device="cuda", dtype=torch.bfloat16)
+        loss, saved = fake_main_loss(interests, interests[:, 0], *[None] * 5, 0.1, None, reduction)  # type: ignore[arg-type]
+        for found, expected in (loss, shape), (saved, (2, 2)):
+            assert (found.shape, found.dtype, found.device.type) == (expected, torch.float32, "cuda")
 
 
 def test_a_library_that_cannot_be_loaded_is_no_error_before_it_is_asked_for(

@@ -190,13 +190,16 @@ def softmax(report: GpuReport, batch: int, dtype: torch.dtype, backend: str, com
         queries = interests / 0.1 + general[:, None]
         return F.cross_entropy((queries @ candidates.T).amax(1).float(), targets)
 
-    def ours(interests: Tensor, candidates: Tensor, general: Tensor) -> Tensor:
+    def ours(interests: Tensor, candidates: Tensor, general: Tensor, backend: str) -> Tensor:
         return interest_softmax_loss(interests, candidates, targets, general, backend=backend)
 
+    fits = 4 * batch * m * 2 * batch <= EAGER_BYTES
+    runs = variants(partial(ours, backend=backend), eager, inputs, fits=fits, compiled=compiled)
+    add_cuda(runs, partial(ours, backend="cuda"), inputs)
     report.compare_here(
         "interest_softmax_loss",
         f"|B|={batch}, 2|B| candidates, {str(dtype)[6:]}",
-        variants(ours, eager, inputs, fits=4 * batch * m * 2 * batch <= EAGER_BYTES, compiled=compiled),
+        runs,
         tolerance=TOLERANCES[dtype],
         flops=6 * batch * 2 * batch * m * d,
     )

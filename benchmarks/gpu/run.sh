@@ -44,6 +44,6 @@ if [ ! "$rehearse" ] && [ -x "$sanitizer" ] && [ -e cmi_fast/libcmi_fast_cuda.so
   for tool in memcheck racecheck initcheck; do
     PYTORCH_NO_CUDA_MEMORY_CACHING=1 "$sanitizer" --tool "$tool" --error-exitcode 1 --kernel-regex kns=cmi_fast \
       "$python" -m pytest -q --device cuda tests/test_nt_xent_loss.py tests/test_soft_assignment_pool.py \
-      tests/test_item_soft_assignment_pool.py -k 'cuda and not properties'
+      tests/test_item_soft_assignment_pool.py tests/test_interest_softmax_loss.py -k 'cuda and not properties'
   done
 fi

@@ -11,7 +11,7 @@ from cmi_fast import _native, triton
 from cmi_fast.ops.checks import inside_transform
 
 BACKENDS = ("auto", "reference", "cpu", "triton", "cuda")
-WITH_CUDA_KERNELS = ("item_soft_assignment_pool", "nt_xent_loss", "soft_assignment_pool")
+WITH_CUDA_KERNELS = ("interest_softmax_loss", "item_soft_assignment_pool", "nt_xent_loss", "soft_assignment_pool")
 
 
 def choose_backend(

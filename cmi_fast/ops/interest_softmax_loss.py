@@ -28,6 +28,7 @@ from cmi_fast.reference.rows import accumulation_type
 from cmi_fast.triton.registration import register_triton_operator
 
 MAX_INTERESTS = 256  # the CPU kernel keeps a pair's best interest in a byte
+MAX_CUDA_INTERESTS = 64  # those of a user lie in one tile
 LEAST_TEMPERATURE = 1e-30  # inverse of the largest factor that leaves float32 room for scores of 1e8
 CANDIDATE_TILE = 64  # as the CPU kernel lays out what its backward reads
 
@@ -67,8 +68,9 @@ def interest_softmax_loss(
         candidate_ids: [C] int, the item that each candidate is: other copies of a user's target do not count.
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.
         fp32_precision: as in :func:`nt_xent_loss`.
-        backend: ``"auto"``, ``"reference"``, ``"cpu"`` or ``"triton"``. The CPU kernel takes at most 256 interests
-            and needs memory of B x C, never of B x m x C.
+        backend: ``"auto"``, ``"reference"``, ``"cpu"``, ``"triton"`` or ``"cuda"`` (never run on a GPU yet, and never
+            chosen by ``"auto"``; at most 64 interests). The CPU kernel takes at most 256 interests and needs memory of
+            B x C, never of B x m x C.
 
     Returns:
         The loss, a scalar; with ``reduction="none"`` [B]. float32 for half inputs, else the inputs' dtype. It is zero
@@ -131,6 +133,9 @@ def interest_softmax_loss(
         interests,
         cpu=FLOATING,
         unsupported=None if m <= MAX_INTERESTS else f"its kernel takes up to {MAX_INTERESTS} interests, found {m}",
+        cuda_unsupported=None
+        if m <= MAX_CUDA_INTERESTS
+        else f"it takes at most {MAX_CUDA_INTERESTS} interests, found {m}",
     )
     if values_can_be_read(targets):
         check_range("targets", targets, 0, count, IndexError)
@@ -170,11 +175,15 @@ def _fake(
     reduction: str,
 ) -> tuple[Tensor, Tensor]:
     users = interests.shape[0]
+    loss = () if reduction != "none" else (users,)
+    if interests.device.type == "cuda":
+        # The logarithm of the sum over all but the target, and the target's score.
+        losses = interests.new_empty(loss, dtype=torch.float32)
+        return losses, interests.new_empty((2, users), dtype=torch.float32)
     tiles = (candidates.shape[0] + CANDIDATE_TILE - 1) // CANDIDATE_TILE
     dtype = accumulation_type(interests.dtype)
     # A pair's exponential, and its best interest in a byte; a scale for each user and tile; a miss for each user.
     saved = tiles * users * (CANDIDATE_TILE + CANDIDATE_TILE // dtype.itemsize) + users * (tiles + 1)
-    loss = () if reduction != "none" else (users,)
     return interests.new_empty(loss, dtype=dtype), interests.new_empty(saved, dtype=dtype)
 
 

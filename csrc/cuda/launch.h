@@ -38,8 +38,17 @@ inline const float* device_temperature(const std::optional<Tensor>& temperature,
   return data<float>(*temperature);
 }
 
+// Blocks of an SM for which the compiler leaves registers; zero: as it sees fit, which may cost a few spilled ones.
 template <class Kernel>
-__global__ void __launch_bounds__(THREADS) run(const Kernel kernel) {
+constexpr int BLOCKS_OF_AN_SM = [] {
+  if constexpr (requires { Kernel::BLOCKS_OF_AN_SM; })
+    return Kernel::BLOCKS_OF_AN_SM;
+  else
+    return 0;
+}();
+
+template <class Kernel>
+__global__ void __launch_bounds__(THREADS, BLOCKS_OF_AN_SM<Kernel>) run(const Kernel kernel) {
   __shared__ alignas(16) char shared[Kernel::SHARED];
   kernel(here(), shared);
 }

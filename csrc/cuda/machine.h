@@ -62,6 +62,13 @@ CMI_FAST_DEVICE float fast_exp2(float x) {
   return y;
 }
 
+// The larger one, NaN if one is: fmaxf would pass over it.
+CMI_FAST_DEVICE float max_or_nan(float a, float b) {
+  float y;
+  asm("max.NaN.f32 %0, %1, %2;" : "=f"(y) : "f"(a), "f"(b));
+  return y;
+}
+
 CMI_FAST_DEVICE float widen(float x) { return x; }
 CMI_FAST_DEVICE float widen(BFloat16 x) { return float_of(uint32_t(x.bits) << 16); }
 CMI_FAST_DEVICE float widen(Half x) {

@@ -35,6 +35,7 @@ void narrow(float x, Half* to);
 inline void narrow(float x, float* to) { *to = x; }
 
 inline float fast_exp2(float x) { return std::exp2(x); }
+inline float max_or_nan(float a, float b) { return std::isnan(a) || a > b ? a : b; }
 
 inline uint32_t bits_of(float x) {
   uint32_t bits;

@@ -27,6 +27,7 @@ void test_self_attentive_pool();
 void test_soft_assignment_pool();
 void test_threads();
 void test_top_k();
+void test_cuda_interest_softmax_loss();
 void test_cuda_nt_xent_loss();
 void test_cuda_soft_assignment_pool();
 void test_cuda_table_gradient();
@@ -48,6 +49,7 @@ int main(int count, char** arguments) {
                 {"soft_assignment_pool", test_soft_assignment_pool},
                 {"threads", test_threads},
                 {"top_k", test_top_k},
+                {"cuda_interest_softmax_loss", test_cuda_interest_softmax_loss},
                 {"cuda_nt_xent_loss", test_cuda_nt_xent_loss},
                 {"cuda_soft_assignment_pool", test_cuda_soft_assignment_pool},
                 {"cuda_table_gradient", test_cuda_table_gradient}};

@@ -10,8 +10,6 @@
 
 namespace cmi_fast::cuda {
 
-constexpr float LN_2 = 0.6931471805599453f;
-
 // One call's rows and options.
 template <class T>
 struct NtXent {
@@ -31,24 +29,6 @@ struct NtXent {
   // Whether two rows that exist are each other's negatives.
   CMI_FAST_HOST_DEVICE bool negatives(int i, int j) const { return j != i && j != positive(i); }
 };
-
-// The sum over the four lanes that share a row of scores.
-CMI_FAST_DEVICE float sum_over_columns(float x) {
-  x += shuffle_xor(x, 1);
-  return x + shuffle_xor(x, 2);
-}
-
-CMI_FAST_DEVICE float max_over_columns(float x) {
-  x = fmaxf(x, shuffle_xor(x, 1));
-  return fmaxf(x, shuffle_xor(x, 2));
-}
-
-// The sum over the eight lanes that share a column of scores.
-CMI_FAST_DEVICE float sum_over_rows(float x) {
-  x += shuffle_xor(x, 4);
-  x += shuffle_xor(x, 8);
-  return x + shuffle_xor(x, 16);
-}
 
 // Adds to partial [parts, 2 pairs] the sums of e^(score - 1/t), for unit rows and a temperature that allows it. A tile
 // serves its rows and its columns as anchors: the fixed tile's sums stay in registers, as columns, while the moving

@@ -36,8 +36,6 @@ CMI_FAST_DEVICE float pair_score(const NtXent<T>& x, int pair, int lane) {
   return sum_over_warp(sum) * (x.panel.factors[pair].inverse * x.sharpness()) * x.panel.factors[other].inverse;
 }
 
-CMI_FAST_DEVICE float softplus(float x) { return fmaxf(x, 0) + log1pf(expf(-fabsf(x))); }
-
 // Losses of a pair's one or two anchors, and their L to base 2, infinite for a row that is no anchor. `partial`
 // [parts, 2 pairs] has the sums with the shared shift; null: `log_sum` is there already.
 template <class T>
@@ -114,23 +112,6 @@ struct TemperatureGradient : RowKernel {
     for (int row = place.lane(); row < 2 * x.pairs; row += LANES) sum += along[row];
     sum = sum_over_warp(sum);
     if (place.lane() == 0) *gradient = -sum / (2 * x.t()) * (unscale ? *unscale : 1);
-  }
-};
-
-// One warp: the power of two that brings the largest weight of float16's second product near 2048, and its inverse.
-struct HalfRange : RowKernel {
-  const float* losses_grad;
-  int count;
-  float* scale_and_unscale;
-
-  CMI_FAST_DEVICE void operator()(Place place, char*) const {
-    float largest = 0;
-    for (int i = place.lane(); i < count; i += LANES) largest = fmaxf(largest, fabsf(losses_grad[i]));
-    largest = fmaxf(max_over_warp(largest), 0x1p-100f);
-    const float scale = inverse_power_of_two(largest) * 1024;
-    if (place.lane() > 0) return;
-    scale_and_unscale[0] = scale;
-    scale_and_unscale[1] = 1 / scale;
   }
 };
 

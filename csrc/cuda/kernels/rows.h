@@ -7,7 +7,7 @@
 
 namespace cmi_fast::cuda {
 
-constexpr float LOG2_E = 1.4426950408889634f;
+constexpr float LOG2_E = 1.4426950408889634f, LN_2 = 0.6931471805599453f;
 
 // Four neighbours in memory: read and written at once.
 template <class T>
@@ -25,6 +25,8 @@ CMI_FAST_DEVICE float max_over_warp(float x) {
   return x;
 }
 
+CMI_FAST_DEVICE float softplus(float x) { return fmaxf(x, 0) + log1pf(expf(-fabsf(x))); }
+
 // A power of two that brings `magnitude` to [1, 2), or as near as the range of exponents goes.
 CMI_FAST_DEVICE float inverse_power_of_two(float magnitude) {
   const int exponent = 254 - int(bits_of(magnitude) >> 23 & 0xff);
@@ -38,6 +40,24 @@ CMI_FAST_DEVICE int row_of(Place place) { return place.block_x * WARPS + place.w
 // A kernel without shared memory; an array has a size, though.
 struct RowKernel {
   static constexpr int SHARED = 16;
+};
+
+// One warp: the power of two that brings the largest of `count` numbers near 2048: weights of
+// float16's second product, and its inverse.
+struct HalfRange : RowKernel {
+  const float* weights;
+  int count;
+  float* scale_and_unscale;
+
+  CMI_FAST_DEVICE void operator()(Place place, char*) const {
+    float largest = 0;
+    for (int i = place.lane(); i < count; i += LANES) largest = fmaxf(largest, fabsf(weights[i]));
+    largest = fmaxf(max_over_warp(largest), 0x1p-100f);
+    const float scale = inverse_power_of_two(largest) * 1024;
+    if (place.lane() > 0) return;
+    scale_and_unscale[0] = scale;
+    scale_and_unscale[1] = 1 / scale;
+  }
 };
 
 // x * scale is near one, x * scale * inverse of unit length, or zero for zero.

@@ -77,6 +77,24 @@ CMI_FAST_DEVICE int score_row(int element, Place place) {
 }
 CMI_FAST_DEVICE int score_column(int i, int element, Place place) { return i * 8 + place.lane() % 4 * 2 + element % 2; }
 
+// The sum over the four lanes that share a row of scores.
+CMI_FAST_DEVICE float sum_over_columns(float x) {
+  x += shuffle_xor(x, 1);
+  return x + shuffle_xor(x, 2);
+}
+
+CMI_FAST_DEVICE float max_over_columns(float x) {
+  x = fmaxf(x, shuffle_xor(x, 1));
+  return fmaxf(x, shuffle_xor(x, 2));
+}
+
+// The sum over the eight lanes that share a column of scores.
+CMI_FAST_DEVICE float sum_over_rows(float x) {
+  x += shuffle_xor(x, 4);
+  x += shuffle_xor(x, 8);
+  return x + shuffle_xor(x, 16);
+}
+
 // scores += left right^T over `depth` dimensions, on tensor cores.
 template <class T>
 CMI_FAST_DEVICE void add_products(Scores& scores, const char* left, const char* right, int depth, Place place) {
@@ -129,35 +147,66 @@ CMI_FAST_DEVICE uint32_t pack(float low, float high) {
   return halves[0].bits | uint32_t(halves[1].bits) << 16;
 }
 
+// sums += left [16, 16] tile [16, depth], the rows of the tile from `row` on; IN_TWO adds rest [16, 16] tile as well.
+template <class T, bool IN_TWO>
+CMI_FAST_DEVICE void add_half_products(Sums<T>& sums, const uint32_t (&left)[4], const uint32_t (&rest)[4],
+                                       const char* tile, int row, int depth, Place place) {
+  const int lane = place.lane(), matrix = lane / 8;
+  CMI_FAST_UNROLL
+  for (int i = 0; i < CHUNK<T> / 8; i += 2) {
+    if (i * 8 >= depth) break;
+    uint32_t b[4];
+    load_transposed(b, tile_row<T>(tile, row + matrix % 2 * 8 + lane % 8) + i * 8 + matrix / 2 * 8);
+    multiply_add(T(), sums[i], left, b[0], b[1]);
+    multiply_add(T(), sums[i + 1], left, b[2], b[3]);
+    if constexpr (IN_TWO) {
+      multiply_add(T(), sums[i], rest, b[0], b[1]);
+      multiply_add(T(), sums[i + 1], rest, b[2], b[3]);
+    }
+  }
+}
+
+// Two neighbouring weights, rounded to T; and what that rounding took, where IN_TWO.
+template <class T, bool IN_TWO>
+CMI_FAST_DEVICE void pack_in_two(float low, float high, uint32_t* rounded, uint32_t* rest) {
+  *rounded = pack<T>(low, high);
+  if constexpr (IN_TWO) {
+    const T low_half{uint16_t(*rounded)}, high_half{uint16_t(*rounded >> 16)};
+    *rest = pack<T>(low - widen(low_half), high - widen(high_half));
+  }
+}
+
 // sums += weights [16, 64] tile [64, depth], the weights rounded to T on their way. IN_TWO adds what that rounding
 // took.
 template <class T, bool IN_TWO>
 CMI_FAST_DEVICE void add_weighted_halves(Sums<T>& sums, const Scores& weights, const char* tile, int depth,
                                          Place place) {
-  const int lane = place.lane(), matrix = lane / 8;
   CMI_FAST_UNROLL
   for (int k = 0; k < TILE / 8; k += 2) {  // 16 rows of the tile: the scores' layout is that of a left factor
     uint32_t a[4], rest[4];
     CMI_FAST_UNROLL
     for (int part = 0; part < 4; ++part) {
-      const float low = weights[k + part / 2][part % 2 * 2], high = weights[k + part / 2][part % 2 * 2 + 1];
-      a[part] = pack<T>(low, high);
-      if constexpr (IN_TWO) {
-        const T low_half{uint16_t(a[part])}, high_half{uint16_t(a[part] >> 16)};
-        rest[part] = pack<T>(low - widen(low_half), high - widen(high_half));
-      }
+      const float* const pair = weights[k + part / 2] + part % 2 * 2;
+      pack_in_two<T, IN_TWO>(pair[0], pair[1], &a[part], &rest[part]);
     }
+    add_half_products<T, IN_TWO>(sums, a, rest, tile, k * 8, depth, place);
+  }
+}
+
+// sums += left [16, columns] tile [columns, depth], of a lane's two rows of the left factor and the tile's rows from
+// `row` on.
+CMI_FAST_DEVICE void add_float_products(Sums<float>& sums, const float* upper, const float* lower, int columns,
+                                        const char* tile, int row, int depth, Place place) {
+  for (int column = 0; column < columns; ++column) {
+    const float up = upper[column], low = lower[column];
+    const float* const x = tile_row<float>(tile, row + column) + place.lane() % 4 * 2;
     CMI_FAST_UNROLL
-    for (int i = 0; i < CHUNK<T> / 8; i += 2) {
+    for (int i = 0; i < CHUNK<float> / 8; ++i) {
       if (i * 8 >= depth) break;
-      uint32_t b[4];
-      load_transposed(b, tile_row<T>(tile, k * 8 + matrix % 2 * 8 + lane % 8) + i * 8 + matrix / 2 * 8);
-      multiply_add(T(), sums[i], a, b[0], b[1]);
-      multiply_add(T(), sums[i + 1], a, b[2], b[3]);
-      if constexpr (IN_TWO) {
-        multiply_add(T(), sums[i], rest, b[0], b[1]);
-        multiply_add(T(), sums[i + 1], rest, b[2], b[3]);
-      }
+      sums[i][0] += up * x[i * 8];
+      sums[i][1] += up * x[i * 8 + 1];
+      sums[i][2] += low * x[i * 8];
+      sums[i][3] += low * x[i * 8 + 1];
     }
   }
 }
@@ -169,7 +218,7 @@ constexpr int EXCHANGE_BYTES = WARPS * 16 * EXCHANGE_STRIDE * int(sizeof(float))
 CMI_FAST_DEVICE void add_weighted_floats(Sums<float>& sums, const Scores& weights, const char* tile, int depth,
                                          char* exchange, Place place) {
   float* const own = reinterpret_cast<float*>(exchange) + place.warp() * 16 * EXCHANGE_STRIDE;
-  const int g = place.lane() / 4, t = place.lane() % 4;
+  const int g = place.lane() / 4;
   CMI_FAST_UNROLL
   for (int half = 0; half < 2; ++half) {
     CMI_FAST_UNROLL
@@ -178,18 +227,8 @@ CMI_FAST_DEVICE void add_weighted_floats(Sums<float>& sums, const Scores& weight
       own[(g + element / 2 * 8) * EXCHANGE_STRIDE + score_column(i, element, place)] =
           weights[half * EXCHANGE_COLUMNS / 8 + i][element];
     sync_warp();
-    for (int column = 0; column < EXCHANGE_COLUMNS; ++column) {
-      const float upper = own[g * EXCHANGE_STRIDE + column], lower = own[(g + 8) * EXCHANGE_STRIDE + column];
-      const float* const row = tile_row<float>(tile, half * EXCHANGE_COLUMNS + column) + t * 2;
-      CMI_FAST_UNROLL
-      for (int i = 0; i < CHUNK<float> / 8; ++i) {
-        if (i * 8 >= depth) break;
-        sums[i][0] += upper * row[i * 8];
-        sums[i][1] += upper * row[i * 8 + 1];
-        sums[i][2] += lower * row[i * 8];
-        sums[i][3] += lower * row[i * 8 + 1];
-      }
-    }
+    add_float_products(sums, own + g * EXCHANGE_STRIDE, own + (g + 8) * EXCHANGE_STRIDE, EXCHANGE_COLUMNS, tile,
+                       half * EXCHANGE_COLUMNS, depth, place);
     sync_warp();
   }
 }
