@@ -74,8 +74,8 @@ def test_takes_a_limited_number_of_interests(monkeypatch: pytest.MonkeyPatch) ->
 @pytest.mark.parametrize(("reduction", "shape"), [("mean", ()), ("none", (2,))])
 def test_shapes_of_the_main_loss_are_known_before_it_runs(reduction: str, shape: tuple[int, ...]) -> None:
     with FakeTensorMode():
-        interests = torch.empty(2, 3, 4, device="cuda", dtype=torch.bfloat16)
-        loss, saved = fake_main_loss(interests, interests[:, 0], *[None] * 5, 0.1, None, reduction)  # type: ignore[arg-type]
+        interests, candidates = (torch.empty(*x, device="cuda", dtype=torch.bfloat16) for x in ((2, 3, 4), (9, 4)))
+        loss, saved = fake_main_loss(interests, candidates, *[None] * 5, 0.1, None, reduction)  # type: ignore[arg-type]
         for found, expected in (loss, shape), (saved, (2, 2)):
             assert (found.shape, found.dtype, found.device.type) == (expected, torch.float32, "cuda")
 
