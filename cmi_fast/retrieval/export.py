@@ -114,7 +114,7 @@ def export_index(
         load_faiss().write_index(index, str(path))
     summary = {
         "index": description
-        or (f"IVF{index.nlist},Flat, nprobe {index.nprobe}" if hasattr(index, "nlist") else "Flat"),
+        or ("Flat" if len(items) <= EXACT_ITEMS else f"IVF{index.nlist},Flat, nprobe {index.nprobe}"),
         "items": list(items.shape),
         "user_vectors": list(shape),
         "score": "the largest inner product of a user's vectors with the item's",
